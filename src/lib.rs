@@ -1,0 +1,9 @@
+//! swamp-mount: the datastore of a swamp repository as a file system.
+//!
+//! Dependencies point downwards only: `fs → sync → {tree, cache, datastore} → store`; `cli` and `mount` put the parts
+//! together. `docs/architecture.md` is the map.
+
+#![deny(clippy::undocumented_unsafe_blocks)]
+#![warn(missing_docs)]
+
+pub mod store;

@@ -1,0 +1,115 @@
+//! The one error of the store layer: what was asked for, how it ended, and whether asking again makes sense.
+//!
+//! Depends on nothing. Invariant: only [`StoreErrorKind::NotFound`] means that an object does not exist.
+
+use std::fmt;
+
+/// How a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreErrorKind {
+    /// No object has that key.
+    NotFound,
+    /// The bucket itself does not exist: never to be taken for an empty one.
+    NoSuchBucket,
+    /// A condition on the object did not hold (HTTP 412).
+    Precondition,
+    /// The range lies beyond the end of the object (HTTP 416).
+    RangeNotSatisfiable,
+    /// 401 or 403.
+    Forbidden,
+    /// 429 or 503: the store asks for patience.
+    Throttled,
+    /// No answer: connection failed, broke, or the deadline passed.
+    Unreachable,
+    /// A conditional write was sent and its answer was lost: it may or may not have happened.
+    Undecided,
+    /// The answer made no sense, or the store failed (5xx).
+    Server,
+    /// This machine: disk, memory, a file that changed while it was sent.
+    Local,
+    /// Anything else.
+    Other,
+}
+
+/// A failed request.
+#[derive(Clone, Debug, thiserror::Error)]
+pub struct StoreError {
+    /// How it failed.
+    pub kind: StoreErrorKind,
+    /// Operation, such as `read` or `write`.
+    pub operation: &'static str,
+    /// Object key (relative), or empty for the bucket.
+    pub key: String,
+    /// HTTP status, where there was an answer.
+    pub status: Option<u16>,
+    /// The service's own error code, such as `SlowDown`.
+    pub code: Option<String>,
+    /// Request id, for the operator of the store.
+    pub request_id: Option<String>,
+    /// Cause in words; at most 256 bytes of a body that did not parse.
+    pub message: String,
+}
+
+impl StoreError {
+    /// An error of the given kind without an HTTP answer.
+    pub fn new(kind: StoreErrorKind, operation: &'static str, key: &str, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            operation,
+            key: key.to_owned(),
+            status: None,
+            code: None,
+            request_id: None,
+            message: message.into(),
+        }
+    }
+
+    /// Shorthand for [`StoreErrorKind::Other`].
+    pub fn other(operation: &'static str, key: &str, message: impl Into<String>) -> Self {
+        Self::new(StoreErrorKind::Other, operation, key, message)
+    }
+
+    /// Whether the object is known not to exist.
+    pub fn is_not_found(&self) -> bool {
+        self.kind == StoreErrorKind::NotFound
+    }
+
+    /// Whether a condition failed.
+    pub fn is_precondition(&self) -> bool {
+        self.kind == StoreErrorKind::Precondition
+    }
+
+    /// Whether the same request may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.kind, StoreErrorKind::Throttled | StoreErrorKind::Unreachable | StoreErrorKind::Server)
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}", self.operation)?;
+        if !self.key.is_empty() {
+            write!(f, " {:?}", self.key)?;
+        }
+        write!(f, ": {}", self.message)?;
+        if let Some(status) = self.status {
+            write!(f, " (HTTP {status}")?;
+            if let Some(code) = &self.code {
+                write!(f, " {code}")?;
+            }
+            if let Some(id) = &self.request_id {
+                write!(f, ", request {id}")?;
+            }
+            write!(f, ")")?;
+        }
+        match self.kind {
+            StoreErrorKind::Forbidden => f.write_str(
+                "; check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, …), their permissions on the bucket, and the endpoint and region",
+            ),
+            StoreErrorKind::NoSuchBucket => f.write_str("; check the bucket's name, the region and the endpoint"),
+            StoreErrorKind::Unreachable => f.write_str("; check the network and the endpoint"),
+            StoreErrorKind::Throttled => f.write_str("; the store asks for fewer requests, try again later"),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The bucket as this program sees it: the trait [`ObjectStore`], the values that cross it, and its backends.
+//!
+//! Lowest layer: depends on nothing else in the crate. Invariants: a [`Fingerprint`] is only ever made from an answer of
+//! the store (or read back from where such a one was recorded); a precondition that failed is
+//! [`StoreErrorKind::Precondition`], an absent object is [`StoreErrorKind::NotFound`], and *everything else* says nothing
+//! about whether the object exists. Bodies are streams: no backend ever holds a whole large object in memory.
+
+mod error;
+mod types;
+
+pub use error::{StoreError, StoreErrorKind};
+pub use types::{
+    Body, ByteStream, Condition, CopySource, Fetched, Fingerprint, GetRequest, ListPage, ListRequest, Listed,
+    ObjectInfo, Precondition, PutRequest, Stored, UserMetadata,
+};
+
+use async_trait::async_trait;
+
+/// What every backend answers with.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A bucket (below a prefix that the backend adds and strips): flat, strongly consistent, with conditional writes.
+///
+/// Keys are relative to the prefix, `/`-separated UTF-8. Every method applies the request policy (deadline per request,
+/// bounded retries) itself; a conditional write whose answer was lost is *not* retried blindly: it fails with
+/// [`StoreErrorKind::Undecided`] and the caller finds out what happened.
+#[async_trait]
+pub trait ObjectStore: Send + Sync + 'static {
+    /// The source as users write it, such as `s3://bucket/prefix`; for messages.
+    fn describe(&self) -> String;
+
+    /// Size, fingerprint and metadata of an object.
+    async fn head(&self, key: &str) -> Result<ObjectInfo>;
+
+    /// Reads an object or one range of it. A range that begins at or beyond the end gives
+    /// [`StoreErrorKind::RangeNotSatisfiable`].
+    async fn get(&self, request: GetRequest) -> Result<Fetched>;
+
+    /// Writes a whole object, in several parts when it is large and [`PutRequest::single_part`] is not set.
+    async fn put(&self, request: PutRequest) -> Result<Stored>;
+
+    /// Copies an object within the bucket, without its bytes passing through this machine.
+    async fn copy(
+        &self,
+        source: CopySource,
+        to: &str,
+        precondition: Precondition,
+        metadata: UserMetadata,
+    ) -> Result<Stored>;
+
+    /// Deletes an object, if it still has that fingerprint when one is given. An absent object is success without a
+    /// condition, [`StoreErrorKind::NotFound`] or [`StoreErrorKind::Precondition`] with one.
+    async fn delete(&self, key: &str, if_match: Option<&Fingerprint>) -> Result<()>;
+
+    /// One page of keys, in bytewise order.
+    async fn list(&self, request: ListRequest) -> Result<ListPage>;
+}
+
+/// Reads a whole small object (an index, a lock) into memory.
+///
+/// `limit` is the largest body accepted, in bytes; beyond it the error is [`StoreErrorKind::Other`].
+pub async fn get_bytes(
+    store: &dyn ObjectStore,
+    request: GetRequest,
+    limit: u64,
+) -> Result<Option<(ObjectInfo, bytes::Bytes)>> {
+    use futures_util::StreamExt;
+    let key = request.key.clone();
+    match store.get(request).await? {
+        Fetched::NotModified => Ok(None),
+        Fetched::Object { info, mut body, .. } => {
+            let mut buffer = bytes::BytesMut::new();
+            while let Some(chunk) = body.next().await {
+                buffer.extend_from_slice(&chunk?);
+                if buffer.len() as u64 > limit {
+                    return Err(StoreError::other("read", &key, format!("the object is larger than {limit} bytes")));
+                }
+            }
+            Ok(Some((info, buffer.freeze())))
+        }
+    }
+}
