@@ -6,4 +6,5 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs)]
 
+pub mod datastore;
 pub mod store;
