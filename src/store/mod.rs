@@ -5,10 +5,16 @@
 //! [`StoreErrorKind::Precondition`], an absent object is [`StoreErrorKind::NotFound`], and *everything else* says nothing
 //! about whether the object exists. Bodies are streams: no backend ever holds a whole large object in memory.
 
+pub mod dir;
 mod error;
+mod retry;
+pub mod s3;
 mod types;
 
+pub use dir::DirStore;
 pub use error::{StoreError, StoreErrorKind};
+pub use retry::RequestPolicy;
+pub use s3::{PartLimits, S3Options, S3Store};
 pub use types::{
     Body, ByteStream, Condition, CopySource, Fetched, Fingerprint, GetRequest, ListPage, ListRequest, Listed,
     ObjectInfo, Precondition, PutRequest, Stored, UserMetadata,
