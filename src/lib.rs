@@ -7,4 +7,5 @@
 #![warn(missing_docs)]
 
 pub mod datastore;
+pub mod config;
 pub mod store;

@@ -1,0 +1,253 @@
+//! What a user asked for, as one typed value: sources, store options, mount options, and where local state lives.
+//!
+//! Pure data and pure functions of arguments and environment: depends on nothing else in the crate, makes no request and
+//! keeps no state (the only look at the disk is to make paths canonical and to see which state directory exists).
+//! Invariant: a value that exists has been checked; nothing further down needs to doubt a bucket name or a time-out.
+
+mod bucket;
+mod environment;
+mod mount_options;
+mod source;
+mod state_dir;
+mod timeout;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use bucket::check_s3_bucket;
+pub use environment::Environment;
+pub use mount_options::to_arguments as mount_option_arguments;
+pub use source::{SUPPORTED_SOURCES, Source};
+pub use state_dir::{Invocation, default_cache_root, registry_dirs};
+pub use timeout::{REQUEST_TIMEOUT_ENV, RequestTimeout, parse_request_timeout};
+
+/// Options that cannot be honoured. All of them are usage errors (exit code 2).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// SOURCE is neither a bucket nor a supported URL.
+    #[error("{text:?} is not a source: {reason}")]
+    Source {
+        /// As it was given.
+        text: String,
+        /// Why not, and what to write instead.
+        reason: String,
+    },
+    /// The bucket's name breaks the rules of S3.
+    #[error("{name:?} cannot be the name of an S3 bucket: {reason}")]
+    Bucket {
+        /// As it was given.
+        name: String,
+        /// The rule.
+        reason: &'static str,
+    },
+    /// A prefix that no client could have used.
+    #[error("{prefix:?} cannot be a prefix: {reason}")]
+    Prefix {
+        /// As it was given.
+        prefix: String,
+        /// The rule.
+        reason: &'static str,
+    },
+    /// Two prefixes.
+    #[error(
+        "the source says prefix {in_url:?} and --prefix says {given:?}; give it once, as s3://BUCKET/PREFIX or with --prefix"
+    )]
+    TwoPrefixes {
+        /// In the URL.
+        in_url: String,
+        /// Of `--prefix`.
+        given: String,
+    },
+    /// A request time-out outside of its range.
+    #[error("{text:?} is not a request time-out: {reason}")]
+    Timeout {
+        /// As it was given.
+        text: String,
+        /// What is accepted.
+        reason: &'static str,
+    },
+    /// An option of `-o` that is not known.
+    #[error("mount option {option:?} (of -o) is not known: {advice}")]
+    MountOption {
+        /// The option as it was given.
+        option: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// An endpoint that is not a URL.
+    #[error("{text:?} is not an endpoint URL: it begins with http:// or https:// and names a host")]
+    Endpoint {
+        /// As it was given.
+        text: String,
+    },
+    /// There is nowhere to keep state.
+    #[error(
+        "no place for local state: neither XDG_STATE_HOME nor HOME is set to an absolute path; set one, or give --cache-dir DIR"
+    )]
+    NoStateDirectory,
+    /// A path that cannot be made absolute.
+    #[error("cannot make {path:?} absolute: {reason}")]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// The system's words.
+        reason: String,
+    },
+}
+
+/// What it takes to talk to a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Which bucket and prefix.
+    pub source: Source,
+    /// `--region`; else the AWS chain decides.
+    pub region: Option<String>,
+    /// `--endpoint-url`; else the AWS chain decides.
+    pub endpoint_url: Option<String>,
+    /// Bucket in the path instead of the host name.
+    pub force_path_style: bool,
+    /// Deadline of one request.
+    pub request_timeout: Duration,
+}
+
+impl StoreConfig {
+    /// What makes two sources the same one: kind, endpoint, bucket or directory, and prefix. Region, credentials and
+    /// path style are ways to reach it and do not count.
+    pub fn identity(&self, environment: &Environment) -> Result<String, ConfigError> {
+        let endpoint = match &self.endpoint_url {
+            Some(url) => Some(source::canonical_endpoint(url)?),
+            None => match environment.endpoint_url() {
+                Some(url) => Some(source::canonical_endpoint(&url)?),
+                None => None,
+            },
+        };
+        Ok(self.source.identity(endpoint.as_deref()))
+    }
+
+    /// The options, as words of a command line, with which another command reaches the same source.
+    pub fn to_arguments(&self) -> Vec<String> {
+        let mut words = vec![self.source.to_string()];
+        if let (Source::Dir { .. }, prefix) = (&self.source, self.source.prefix())
+            && !prefix.is_empty()
+        {
+            words.extend(["--prefix".to_owned(), prefix.to_owned()]);
+        }
+        if let Some(region) = &self.region {
+            words.extend(["--region".to_owned(), region.clone()]);
+        }
+        if let Some(endpoint) = &self.endpoint_url {
+            words.extend(["--endpoint-url".to_owned(), endpoint.clone()]);
+        }
+        if self.force_path_style {
+            words.push("--force-path-style".to_owned());
+        }
+        words
+    }
+}
+
+/// Everything about one mount.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// The bucket.
+    pub store: StoreConfig,
+    /// Where local state lives.
+    pub cache: CacheConfig,
+    /// Where the tree appears (absolute).
+    pub mountpoint: PathBuf,
+    /// How the engine behaves.
+    pub engine: EngineConfig,
+    /// Stay in the foreground and log to stderr.
+    pub foreground: bool,
+    /// Other users may look in.
+    pub allow_other: bool,
+    /// No program may be executed from the mount.
+    pub no_exec: bool,
+    /// Access times are not kept.
+    pub no_atime: bool,
+    /// Log file; `mount.log` in the cache root otherwise.
+    pub log_file: Option<PathBuf>,
+    /// Count of `-v`.
+    pub verbosity: u8,
+}
+
+/// How the engine of a mount or of a flush behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Nothing can be written.
+    pub read_only: bool,
+    /// Time between two looks at the index.
+    pub refresh: Duration,
+    /// Idle time before a background flush.
+    pub flush_after: Duration,
+    /// Longest time that a file waits although it is written again and again.
+    pub flush_max_age: Duration,
+    /// Write although the store ignores conditions.
+    pub unsafe_no_conditional_writes: bool,
+    /// fsync waits for the bucket.
+    pub fsync_waits_for_bucket: bool,
+    /// Uploads at a time.
+    pub upload_concurrency: usize,
+    /// Downloads at a time.
+    pub download_concurrency: usize,
+    /// Owner shown for every file; the mounting user when `None`.
+    pub uid: Option<u32>,
+    /// Group shown for every file; the mounting user's when `None`.
+    pub gid: Option<u32>,
+    /// Permission bits taken away from what is shown.
+    pub umask: u32,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            refresh: Duration::from_secs(30),
+            flush_after: Duration::from_secs(5),
+            flush_max_age: Duration::from_secs(60),
+            unsafe_no_conditional_writes: false,
+            fsync_waits_for_bucket: false,
+            upload_concurrency: 32,
+            download_concurrency: 32,
+            uid: None,
+            gid: None,
+            umask: 0o022,
+        }
+    }
+}
+
+/// The directory that holds local state of one source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// The directory (absolute).
+    pub root: PathBuf,
+    /// Whether `--cache-dir` named it.
+    pub given: bool,
+    /// [`StoreConfig::identity`] of the source that it belongs to.
+    pub identity: String,
+    /// Where lists of known cache roots are kept; the first is written.
+    pub registries: Vec<PathBuf>,
+}
+
+impl CacheConfig {
+    /// The cache root for a source: the given directory as it is, or the default one.
+    pub fn resolve(
+        store: &StoreConfig,
+        given: Option<&Path>,
+        invocation: Invocation,
+        environment: &Environment,
+    ) -> Result<Self, ConfigError> {
+        let identity = store.identity(environment)?;
+        let root = match given {
+            Some(dir) => absolute(dir)?,
+            None => default_cache_root(&store.source.readable_name(), &identity, invocation, environment)?,
+        };
+        Ok(Self { root, given: given.is_some(), identity, registries: registry_dirs(invocation, environment) })
+    }
+}
+
+/// Makes a path absolute and free of `.` and trailing slashes, without touching the disk.
+pub fn absolute(path: &Path) -> Result<PathBuf, ConfigError> {
+    let absolute =
+        std::path::absolute(path).map_err(|e| ConfigError::Path { path: path.to_owned(), reason: e.to_string() })?;
+    Ok(absolute.components().collect())
+}
