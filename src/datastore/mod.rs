@@ -4,14 +4,25 @@
 //! steps is safe; when and why to take them is the business of `sync`.
 
 pub mod cache_dir;
+pub mod derived_shards;
+pub mod error;
 pub mod index;
+pub mod lock;
+pub mod lock_body;
 pub mod names;
+pub mod partition;
 pub mod path;
+pub mod remote_index;
 pub mod sidecar;
 pub mod timestamp;
 
 pub use cache_dir::CacheDir;
+pub use derived_shards::rewrite_derived_shards;
+pub use error::DatastoreError;
 pub use index::{Entry, EntryKind, Index, IndexError, IndexProblem};
+pub use lock::{ForceReleased, HeldLock, LockError, LockOptions, acquire, force_release, inspect};
+pub use lock_body::{LockBody, LockStatus};
 pub use names::{INDEX_KEY, LOCK_KEY, META_KEY, NameClass, SIDECAR_NAME, classify, is_internal};
 pub use path::{PathProblem, RelPath};
+pub use remote_index::{IndexRead, RemoteIndex, WrittenIndex, discover, read_index, write_index};
 pub use sidecar::{Flavour, Sidecar, SidecarRead, VerifiedComplete, verify_complete};

@@ -283,6 +283,16 @@ impl Index {
         }
     }
 
+    /// Adds an entry under a name that cannot be shown, so that it is not lost.
+    pub(super) fn set_unshowable(&mut self, name: &str, entry: &Entry, reason: String) {
+        let mut value = Map::new();
+        value.insert("key".into(), Value::from(name));
+        value.insert("size".into(), Value::from(entry.size));
+        value.insert("lastModified".into(), Value::from(entry.last_modified.as_str()));
+        let opaque = Opaque { value: Value::Object(value), reason };
+        self.insert_parsed(Name::Other(name.into()), Slot::Opaque(Arc::new(opaque)));
+    }
+
     /// Removes the entry of a file; `false` when there is none that is understood.
     pub fn remove(&mut self, path: &str) -> bool {
         match self.slots.get_mut(path) {

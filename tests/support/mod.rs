@@ -1,0 +1,5 @@
+//! The test harness.
+
+#![allow(dead_code)]
+
+pub mod memory_store;
