@@ -7,20 +7,25 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
-    Region, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
+    Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
 
 use super::S3Options;
 use crate::store::{Result, StoreError};
 
+/// What stores that know no regions call theirs.
+const DEFAULT_REGION: &str = "us-east-1";
 /// Longest time for making a connection; part of the request's own deadline.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) async fn build(options: &S3Options) -> Result<Client> {
+pub(super) async fn build(options: &S3Options, credentials: Option<Credentials>) -> Result<Client> {
     if options.bucket.is_empty() {
         return Err(StoreError::other("connect", "", "the name of the bucket is empty; give it as s3://BUCKET/PREFIX"));
     }
@@ -29,25 +34,31 @@ pub(super) async fn build(options: &S3Options) -> Result<Client> {
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+    // The service-specific variable is the one that the SDK prefers.
+    let named = || ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().find_map(|name| std::env::var(name).ok());
+    let endpoint = options.endpoint_url.clone().or_else(named);
     if let Some(region) = &options.region {
         loader = loader.region(Region::new(region.clone()));
+    } else if endpoint.is_some() {
+        // Not the default chain: that one would end by asking for instance metadata, which takes seconds off AWS.
+        let chain = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new());
+        let chain = chain.or_else(ProfileFileRegionProvider::new()).or_else(Region::from_static(DEFAULT_REGION));
+        loader = loader.region(chain);
     }
     if let Some(endpoint) = &options.endpoint_url {
         check_endpoint(endpoint)?;
         loader = loader.endpoint_url(endpoint);
     }
+    if let Some(credentials) = credentials {
+        loader = loader.credentials_provider(credentials);
+    }
     let shared = loader.load().await;
     let mut builder = aws_sdk_s3::config::Builder::from(&shared)
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-    // The service-specific variable is what the SDK itself would prefer; here only whether there is an endpoint counts.
-    let endpoint = options
-        .endpoint_url
-        .clone()
-        .or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok())
-        .or_else(|| shared.endpoint_url().map(str::to_owned));
+    let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
     if shared.region().is_none() && endpoint.is_some() {
-        builder = builder.region(Region::from_static("us-east-1"));
+        builder = builder.region(Region::from_static(DEFAULT_REGION));
     }
     if options.force_path_style || endpoint.as_deref().is_some_and(is_local) {
         builder = builder.force_path_style(true);

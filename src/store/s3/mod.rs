@@ -14,6 +14,7 @@ mod write;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::Credentials;
 
 use super::{
     CopySource, Fetched, Fingerprint, GetRequest, ListPage, ListRequest, ObjectInfo, ObjectStore, Precondition,
@@ -95,7 +96,19 @@ impl S3Store {
     /// # Errors
     /// Only for options that make no sense.
     pub async fn connect(options: S3Options) -> Result<Self> {
-        let client = client::build(&options).await?;
+        Self::connect_as(options, None).await
+    }
+
+    /// The same with an access key and its secret instead of what the AWS chain finds.
+    ///
+    /// # Errors
+    /// Only for options that make no sense.
+    pub async fn connect_with_key(options: S3Options, access_key: &str, secret_key: &str) -> Result<Self> {
+        Self::connect_as(options, Some(Credentials::new(access_key, secret_key, None, None, "given"))).await
+    }
+
+    async fn connect_as(options: S3Options, credentials: Option<Credentials>) -> Result<Self> {
+        let client = client::build(&options, credentials).await?;
         let prefix = match options.prefix.trim_matches('/') {
             "" => String::new(),
             prefix => format!("{prefix}/"),

@@ -1,0 +1,324 @@
+//! The protocol: s3s calls these methods with parsed, authenticated requests. Every effect happens under the one lock,
+//! after the body was read and hashed.
+
+use std::sync::{Arc, MutexGuard};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use s3s::dto::*;
+use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+
+use super::http::IgnoreConditions;
+use super::state::{self, Conditions, OpenUpload, State, StoredObject, Unmet};
+use super::{BUCKET, Shared};
+
+pub(super) struct Bucket(pub(super) Arc<Shared>);
+
+impl Bucket {
+    fn state(&self, bucket: &str) -> S3Result<MutexGuard<'_, State>> {
+        if bucket != BUCKET {
+            return Err(s3_error!(NoSuchBucket, "there is no such bucket"));
+        }
+        Ok(state::lock(&self.0.state))
+    }
+}
+
+fn conditions<T>(request: &S3Request<T>, prefix: &str) -> Conditions {
+    if request.extensions.get::<IgnoreConditions>().is_some() {
+        return Conditions::default();
+    }
+    Conditions::from_headers(&request.headers, prefix)
+}
+
+fn unmet(unmet: Unmet) -> s3s::S3Error {
+    match unmet {
+        Unmet::NotModified => s3_error!(NotModified),
+        Unmet::Failed => s3_error!(PreconditionFailed, "a condition does not hold"),
+        Unmet::Absent => s3_error!(NoSuchKey, "there is no such key"),
+    }
+}
+
+fn find<'a>(state: &'a State, key: &str) -> S3Result<&'a StoredObject> {
+    state.objects.get(key).ok_or_else(|| s3_error!(NoSuchKey, "there is no such key"))
+}
+
+/// Reads a body and checks its Content-MD5.
+async fn read(body: Option<StreamingBlob>, content_md5: Option<&str>) -> S3Result<(Bytes, [u8; 16])> {
+    let mut bytes = BytesMut::new();
+    if let Some(mut body) = body {
+        while let Some(chunk) = body.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|_| s3_error!(IncompleteBody))?);
+        }
+    }
+    let digest = state::md5(&bytes);
+    match content_md5 {
+        Some(wanted) if STANDARD.decode(wanted).ok().as_deref() != Some(&digest) => Err(s3_error!(BadDigest)),
+        _ => Ok((bytes.freeze(), digest)),
+    }
+}
+
+fn strong(etag: &str) -> Option<ETag> {
+    Some(ETag::Strong(etag.to_owned()))
+}
+
+fn length(bytes: usize) -> Option<i64> {
+    i64::try_from(bytes).ok()
+}
+
+/// A key as listings with `encoding-type=url` have it; S3 writes a space as `+`.
+fn url_encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b' ' => "+".to_owned(),
+            byte if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+fn source_key(source: &CopySource) -> S3Result<&str> {
+    match source {
+        CopySource::Bucket { bucket, key, .. } if &**bucket == BUCKET => Ok(key),
+        CopySource::Bucket { .. } => Err(s3_error!(NoSuchBucket)),
+        _ => Err(s3_error!(NotImplemented)),
+    }
+}
+
+#[async_trait::async_trait]
+impl S3 for Bucket {
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        let state = self.state(&request.input.bucket)?;
+        let object = find(&state, &request.input.key)?;
+        conditions(&request, "").check_read(object).map_err(unmet)?;
+        let size = object.bytes.len();
+        let (bytes, content_range) = match &request.input.range {
+            None => (object.bytes.clone(), None),
+            Some(range) => {
+                let range = range.check(size as u64)?;
+                let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+                (object.bytes.slice(range.start as usize..range.end as usize), Some(text))
+            }
+        };
+        let partial = content_range.is_some();
+        let output = GetObjectOutput {
+            content_length: length(bytes.len()),
+            body: Some(StreamingBlob::from(s3s::Body::from(bytes))),
+            content_range,
+            e_tag: strong(&object.etag),
+            last_modified: Some(object.last_modified.into()),
+            metadata: Some(object.metadata.clone()),
+            content_type: object.content_type.clone(),
+            accept_ranges: Some("bytes".to_owned()),
+            ..Default::default()
+        };
+        let status = if partial { hyper::StatusCode::PARTIAL_CONTENT } else { hyper::StatusCode::OK };
+        Ok(S3Response::with_status(output, status))
+    }
+
+    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        let state = self.state(&request.input.bucket)?;
+        let object = find(&state, &request.input.key)?;
+        conditions(&request, "").check_read(object).map_err(unmet)?;
+        Ok(S3Response::new(HeadObjectOutput {
+            content_length: length(object.bytes.len()),
+            e_tag: strong(&object.etag),
+            last_modified: Some(object.last_modified.into()),
+            metadata: Some(object.metadata.clone()),
+            content_type: object.content_type.clone(),
+            ..Default::default()
+        }))
+    }
+
+    async fn put_object(&self, mut request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        let (bytes, digest) = read(request.input.body.take(), request.input.content_md5.as_deref()).await?;
+        let conditions = conditions(&request, "");
+        let mut state = self.state(&request.input.bucket)?;
+        conditions.check_write(state.objects.get(&request.input.key)).map_err(unmet)?;
+        let etag = state::hex(&digest);
+        let object = StoredObject {
+            metadata: request.input.metadata.unwrap_or_default(),
+            content_type: request.input.content_type,
+            ..state.object(bytes, etag.clone())
+        };
+        state.objects.insert(request.input.key, object);
+        Ok(S3Response::new(PutObjectOutput { e_tag: strong(&etag), ..Default::default() }))
+    }
+
+    async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
+        let mut state = self.state(&request.input.bucket)?;
+        let source = find(&state, source_key(&request.input.copy_source)?)?.clone();
+        conditions(&request, "x-amz-copy-source-").check_read(&source).map_err(|_| unmet(Unmet::Failed))?;
+        conditions(&request, "").check_write(state.objects.get(&request.input.key)).map_err(unmet)?;
+        let replaces = request.input.metadata_directive.is_some_and(|directive| directive.as_str() == "REPLACE");
+        // As on S3, a copy of a multipart object in one request has the MD5 of all of it.
+        let etag = state::hex(&state::md5(&source.bytes));
+        let object = StoredObject {
+            metadata: if replaces { request.input.metadata.unwrap_or_default() } else { source.metadata },
+            content_type: source.content_type,
+            ..state.object(source.bytes, etag.clone())
+        };
+        let last_modified = Some(object.last_modified.into());
+        state.objects.insert(request.input.key, object);
+        let result = CopyObjectResult { e_tag: strong(&etag), last_modified, ..Default::default() };
+        Ok(S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() }))
+    }
+
+    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        let mut state = self.state(&request.input.bucket)?;
+        conditions(&request, "").check_write(state.objects.get(&request.input.key)).map_err(unmet)?;
+        state.objects.remove(&request.input.key);
+        Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let input = request.input;
+        let state = self.state(&input.bucket)?;
+        let prefix = input.prefix.unwrap_or_default();
+        let limit = input.max_keys.map_or(1000, |keys| usize::try_from(keys).unwrap_or(0)).min(1000);
+        let encode = |text: &str| if input.encoding_type.is_some() { url_encode(text) } else { text.to_owned() };
+        // A token is the last key or common prefix in hexadecimal.
+        let after = match &input.continuation_token {
+            Some(token) => Some(unhex(token).ok_or_else(|| s3_error!(InvalidArgument, "not one of our tokens"))?),
+            None => input.start_after.clone(),
+        };
+        let mut contents: ObjectList = Vec::new();
+        let mut common_prefixes: CommonPrefixList = Vec::new();
+        let mut last: Option<String> = None;
+        let mut truncated = false;
+        for (key, object) in state.objects.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
+            let group = input.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty()).and_then(|delimiter| {
+                let end = key[prefix.len()..].find(delimiter)? + delimiter.len();
+                Some(key[..prefix.len() + end].to_owned())
+            });
+            let item = group.as_deref().unwrap_or(key);
+            if after.as_deref().is_some_and(|after| item <= after) || last.as_deref() == Some(item) {
+                continue;
+            }
+            if contents.len() + common_prefixes.len() >= limit {
+                truncated = true;
+                break;
+            }
+            last = Some(item.to_owned());
+            if group.is_some() {
+                common_prefixes.push(CommonPrefix { prefix: Some(encode(item)) });
+            } else {
+                contents.push(Object {
+                    key: Some(encode(key)),
+                    size: length(object.bytes.len()),
+                    e_tag: strong(&object.etag),
+                    last_modified: Some(object.last_modified.into()),
+                    ..Default::default()
+                });
+            }
+        }
+        Ok(S3Response::new(ListObjectsV2Output {
+            name: Some(input.bucket),
+            key_count: i32::try_from(contents.len() + common_prefixes.len()).ok(),
+            contents: Some(contents),
+            common_prefixes: Some(common_prefixes),
+            next_continuation_token: truncated.then(|| state::hex(last.unwrap_or_default().as_bytes())),
+            is_truncated: Some(truncated),
+            prefix: Some(encode(&prefix)),
+            delimiter: input.delimiter.as_deref().map(encode),
+            max_keys: i32::try_from(limit).ok(),
+            encoding_type: input.encoding_type,
+            ..Default::default()
+        }))
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        let mut state = self.state(&request.input.bucket)?;
+        let id = uuid::Uuid::new_v4().to_string();
+        let upload = OpenUpload {
+            key: request.input.key,
+            metadata: request.input.metadata.unwrap_or_default(),
+            content_type: request.input.content_type,
+            parts: Default::default(),
+        };
+        state.uploads.insert(id.clone(), upload);
+        Ok(S3Response::new(CreateMultipartUploadOutput { upload_id: Some(id), ..Default::default() }))
+    }
+
+    async fn upload_part(&self, mut request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+        let (bytes, digest) = read(request.input.body.take(), request.input.content_md5.as_deref()).await?;
+        let mut state = self.state(&request.input.bucket)?;
+        let upload = state.uploads.get_mut(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        upload.parts.insert(request.input.part_number, (bytes, digest));
+        Ok(S3Response::new(UploadPartOutput { e_tag: strong(&state::hex(&digest)), ..Default::default() }))
+    }
+
+    async fn upload_part_copy(
+        &self,
+        request: S3Request<UploadPartCopyInput>,
+    ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        let mut state = self.state(&request.input.bucket)?;
+        let source = find(&state, source_key(&request.input.copy_source)?)?;
+        conditions(&request, "x-amz-copy-source-").check_read(source).map_err(|_| unmet(Unmet::Failed))?;
+        let bytes = match &request.input.copy_source_range {
+            None => source.bytes.clone(),
+            Some(text) => {
+                let range = Range::parse(text).map_err(|_| s3_error!(InvalidArgument))?;
+                let range = range.check(source.bytes.len() as u64)?;
+                source.bytes.slice(range.start as usize..range.end as usize)
+            }
+        };
+        let digest = state::md5(&bytes);
+        let upload = state.uploads.get_mut(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        upload.parts.insert(request.input.part_number, (bytes, digest));
+        let result = CopyPartResult { e_tag: strong(&state::hex(&digest)), ..Default::default() };
+        Ok(S3Response::new(UploadPartCopyOutput { copy_part_result: Some(result), ..Default::default() }))
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let mut state = self.state(&request.input.bucket)?;
+        let upload = state.uploads.get(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?.clone();
+        conditions(&request, "").check_write(state.objects.get(&request.input.key)).map_err(unmet)?;
+        let named: Vec<_> = request.input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
+        let mut digests = Vec::new();
+        let mut bytes = BytesMut::new();
+        for part in named {
+            let stored = part.part_number.and_then(|number| upload.parts.get(&number));
+            let (content, digest) = stored.ok_or_else(|| s3_error!(InvalidPart))?;
+            if part.e_tag.map(ETag::into_value) != Some(state::hex(digest)) {
+                return Err(s3_error!(InvalidPart));
+            }
+            bytes.extend_from_slice(content);
+            digests.push(*digest);
+        }
+        let etag = state::multipart_etag(digests.iter());
+        let object = StoredObject {
+            metadata: upload.metadata,
+            content_type: upload.content_type,
+            ..state.object(bytes.freeze(), etag.clone())
+        };
+        state.objects.insert(request.input.key, object);
+        state.uploads.remove(&request.input.upload_id);
+        Ok(S3Response::new(CompleteMultipartUploadOutput { e_tag: strong(&etag), ..Default::default() }))
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        let mut state = self.state(&request.input.bucket)?;
+        state.uploads.remove(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        Ok(S3Response::with_status(AbortMultipartUploadOutput::default(), hyper::StatusCode::NO_CONTENT))
+    }
+}
+
+fn unhex(text: &str) -> Option<String> {
+    let digits: Option<Vec<u8>> =
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect();
+    String::from_utf8(digits?).ok()
+}
