@@ -6,6 +6,9 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs)]
 
-pub mod datastore;
+pub mod cache;
 pub mod config;
+pub mod datastore;
 pub mod store;
+pub mod tree;
+pub mod volume;

@@ -1,11 +1,7 @@
-//! The test harness.
-
-#![allow(dead_code)]
-
-pub mod memory_store;
 //! The harness that integration tests share. Each test file takes what it needs.
 
 #![allow(dead_code)]
 
+pub mod memory_store;
 pub mod s3_server;
 pub mod stores;

@@ -1,0 +1,111 @@
+//! The files `data/<id>`: the bytes of every local file, partial or complete, under a number that never changes.
+//!
+//! Depends on the file system only. Invariants: an id is never used twice for different contents; an id without a row
+//! in state.db is garbage; files are opened read-write by descriptor, relative to the directory, following no link.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use super::{CacheError, Result};
+
+/// Number of a content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct ContentId(pub u64);
+
+impl std::fmt::Display for ContentId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// The directory `data/`.
+#[derive(Debug)]
+pub struct Contents {
+    dir: OwnedFd,
+}
+
+impl Contents {
+    /// Opens `root/data`, creating it (mode 0700).
+    ///
+    /// # Errors
+    /// When the directory cannot be made or is a symbolic link.
+    pub fn open(root: &Path) -> Result<Self> {
+        let path = root.join("data");
+        match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(CacheError::io("create", "data")(e.into())),
+        }
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| CacheError::io("open", "data")(e.into()))?;
+        Ok(Self { dir })
+    }
+
+    /// Makes the file of a new content.
+    ///
+    /// # Errors
+    /// Also when the id is taken.
+    pub fn create(&self, id: ContentId) -> Result<File> {
+        self.open_with(id, OFlags::CREATE | OFlags::EXCL, "create")
+    }
+
+    /// Opens the file of a content.
+    ///
+    /// # Errors
+    /// `NotFound` inside the error when there is none.
+    pub fn open_existing(&self, id: ContentId) -> Result<File> {
+        self.open_with(id, OFlags::empty(), "open")
+    }
+
+    fn open_with(&self, id: ContentId, extra: OFlags, operation: &'static str) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
+        rustix::fs::openat(&self.dir, id.to_string(), flags, Mode::from_raw_mode(0o600))
+            .map(File::from)
+            .map_err(|e| CacheError::io(operation, format!("data/{id}"))(e.into()))
+    }
+
+    /// Removes the file of a content that no row names any more. A missing file is fine.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn remove(&self, id: ContentId) -> Result<()> {
+        match rustix::fs::unlinkat(&self.dir, id.to_string(), AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(e) => Err(CacheError::io("remove", format!("data/{id}"))(e.into())),
+        }
+    }
+
+    /// Makes the names of new contents durable.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn sync_dir(&self) -> Result<()> {
+        rustix::fs::fsync(&self.dir).map_err(|e| CacheError::io("sync", "data")(e.into()))
+    }
+
+    /// The directory, to make hard links of a content elsewhere.
+    pub fn dir(&self) -> &OwnedFd {
+        &self.dir
+    }
+
+    /// Every id that has a file.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn ids(&self) -> Result<Vec<ContentId>> {
+        let read = || -> io::Result<Vec<ContentId>> {
+            let mut ids = Vec::new();
+            for entry in rustix::fs::Dir::read_from(&self.dir)? {
+                let entry = entry?;
+                if let Some(id) = entry.file_name().to_str().ok().and_then(|n| n.parse().ok()) {
+                    ids.push(ContentId(id));
+                }
+            }
+            Ok(ids)
+        };
+        read().map_err(CacheError::io("list", "data"))
+    }
+}

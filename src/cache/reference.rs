@@ -1,0 +1,121 @@
+//! `cache/`: the part of a cache directory that a reference client understands. Hard links to clean contents under their
+//! own names, a copy of the index, and the sidecar.
+//!
+//! Depends on `datastore` (format.md section 4 has the rules). Invariants: while a mount uses it, the sidecar is the lazy
+//! one, made durable before the first file appears; a link goes before its file may change and before a newer index is
+//! stored; a clean sidecar is written only from a [`VerifiedComplete`](crate::datastore::sidecar::VerifiedComplete).
+
+use std::fs::File;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CacheError, Result};
+use crate::datastore::cache_dir::CacheDir;
+use crate::datastore::sidecar::{Flavour, Sidecar, SidecarRead, verify_complete};
+use crate::datastore::{Index, RelPath, now_nanos};
+use crate::store::Fingerprint;
+
+/// What index copy and sidecar looked like when we last wrote them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceStamp {
+    /// Size, mtime and inode of the index copy.
+    pub index: Option<(u64, i64, u64)>,
+    /// The sidecar's text.
+    pub sidecar: Option<String>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct ReferenceCache {
+    dir: CacheDir,
+    flavour: Flavour,
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(std::io::Error) -> CacheError {
+    CacheError::io(operation, "cache")
+}
+
+impl ReferenceCache {
+    /// Opens `root/cache`, making it when it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(root: &Path) -> Result<Self> {
+        let dir = CacheDir::create(&root.join("cache")).map_err(failed("open"))?;
+        Ok(Self { dir, flavour: Flavour::S3 })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &CacheDir {
+        &self.dir
+    }
+
+    /// What is there now.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn stamp(&self) -> Result<ReferenceStamp> {
+        let index = self.dir.index_copy_stat().map_err(failed("stat"))?;
+        let sidecar = self.dir.read_sidecar_bytes().map_err(failed("read"))?;
+        Ok(ReferenceStamp {
+            index: index.map(|s| (s.size, s.mtime_nanos, s.ino)),
+            sidecar: sidecar.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        })
+    }
+
+    /// Makes sure that nobody takes this cache for complete or reads deletions out of it.
+    ///
+    /// # Errors
+    /// When the sidecar cannot be made durable: no file may appear then.
+    pub fn mark_lazy(&self) -> Result<()> {
+        let read = Sidecar::read(&self.dir, self.flavour);
+        let lazy = Sidecar::lazy(read.sidecar());
+        if !matches!(&read, SidecarRead::Present(found) if *found == lazy) {
+            lazy.write(&self.dir, self.flavour, true).map_err(failed("write the sidecar of"))?;
+            self.dir.sync().map_err(failed("sync"))?;
+        }
+        Ok(())
+    }
+
+    /// Shows a clean, complete content under its name.
+    pub fn link(&self, path: &str, content: &File) {
+        let Ok(path) = RelPath::parse(path) else { return };
+        if let Err(error) = self.dir.link_from_fd(content, &path) {
+            tracing::warn!(%path, %error, "cannot show a cached file in cache/; a reference client would fetch it again");
+        }
+    }
+
+    /// Takes a name away, if it is there.
+    pub fn unlink(&self, path: &str) {
+        let Ok(path) = RelPath::parse(path) else { return };
+        if let Err(error) = self.dir.remove_file(&path) {
+            tracing::warn!(%path, %error, "cannot remove a changed file from cache/; do not run a reference client on it");
+        }
+    }
+
+    /// Stores the copy of the index. Every file whose entry changed must be gone from here.
+    ///
+    /// # Errors
+    /// When the disk fails; the older copy is then still there.
+    pub fn store_index(&self, bytes: &[u8]) -> Result<()> {
+        self.dir.write_index_copy(bytes).map_err(failed("write the index copy of"))
+    }
+
+    /// After the last push: a clean sidecar if every file of that index is here, and only then.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn finish(&self, index: &Index, fingerprint: &Fingerprint) -> Result<bool> {
+        let Ok(proof) = verify_complete(&self.dir, index).map_err(failed("verify"))? else { return Ok(false) };
+        let Some(copy) = self.dir.index_copy_stat().map_err(failed("stat"))? else { return Ok(false) };
+        let read = Sidecar::read(&self.dir, self.flavour);
+        match Sidecar::clean(read.sidecar(), &proof, fingerprint, now_nanos(), copy.mtime_nanos) {
+            Some(clean) => {
+                clean.write(&self.dir, self.flavour, false).map_err(failed("write the sidecar of"))?;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+}

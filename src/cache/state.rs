@@ -1,0 +1,275 @@
+//! `state.db`: the durable record of every local change, in SQLite (WAL).
+//!
+//! Depends on `rows`. Invariants: one [`Transaction`] is one atomic change; a commit survives a kill of this process
+//! (`synchronous=NORMAL`), and [`StateDb::commit_durable`] makes all commits before it survive a power cut.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::rows::{Attrs, ContentRow, DeltaRow, Kind, NodeRow, PendingDelete};
+use super::{CacheError, ContentId, Result};
+
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE node(path TEXT PRIMARY KEY, kind INTEGER NOT NULL, content INTEGER, attrs TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE content(id INTEGER PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE delta(path TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE pending_delete(key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+";
+
+/// The database.
+#[derive(Debug)]
+pub struct StateDb {
+    connection: Connection,
+}
+
+/// Everything that a start needs.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Paths with local knowledge.
+    pub nodes: Vec<NodeRow>,
+    /// Contents.
+    pub contents: Vec<(ContentId, ContentRow)>,
+    /// Unpushed changes.
+    pub deltas: Vec<(String, DeltaRow)>,
+    /// Objects still to delete.
+    pub pending_deletes: Vec<(String, PendingDelete)>,
+}
+
+impl StateDb {
+    /// Opens `root/state.db`, creating it when absent.
+    ///
+    /// # Errors
+    /// When it cannot be opened or was written by a newer release.
+    pub fn open(root: &Path) -> Result<Self> {
+        let connection = Connection::open(root.join("state.db"))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        connection.set_prepared_statement_cache_capacity(32);
+        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        match found {
+            0 => {
+                connection.execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))?;
+            }
+            VERSION => {}
+            _ => return Err(CacheError::Version { found, known: VERSION }),
+        }
+        Ok(Self { connection })
+    }
+
+    /// Begins a change.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn begin(&mut self) -> Result<Transaction<'_>> {
+        Ok(Transaction { inner: self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)? })
+    }
+
+    /// Makes every commit so far durable (survives a power cut).
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn commit_durable(&mut self) -> Result<()> {
+        self.connection.pragma_update(None, "synchronous", "FULL")?;
+        let done = (|| {
+            let tx = self.begin()?;
+            tx.set_meta("durable", &crate::datastore::now_nanos())?;
+            tx.commit()
+        })();
+        self.connection.pragma_update(None, "synchronous", "NORMAL")?;
+        done
+    }
+
+    /// Folds the write-ahead log into the database file.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn checkpoint(&mut self) -> Result<()> {
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// One value of the table `meta`.
+    ///
+    /// # Errors
+    /// When it does not parse.
+    pub fn meta<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let text: Option<String> =
+            self.connection.query_row("SELECT value FROM meta WHERE name = ?", [name], |row| row.get(0)).optional()?;
+        text.map(|text| parse(&format!("meta {name}"), &text)).transpose()
+    }
+
+    /// Reads all tables.
+    ///
+    /// # Errors
+    /// When a row does not parse.
+    pub fn load(&self) -> Result<Loaded> {
+        Ok(Loaded {
+            nodes: self.load_nodes()?,
+            contents: self.load_bodies("SELECT id, body FROM content", |row| row.get(0).map(content_id))?,
+            deltas: self.load_bodies("SELECT path, body FROM delta ORDER BY path", |row| row.get(0))?,
+            pending_deletes: self.load_bodies("SELECT key, body FROM pending_delete", |row| row.get(0))?,
+        })
+    }
+
+    fn load_nodes(&self) -> Result<Vec<NodeRow>> {
+        let mut statement = self.connection.prepare("SELECT path, kind, content, attrs FROM node ORDER BY path")?;
+        let mut rows = statement.query([])?;
+        let mut nodes = Vec::new();
+        while let Some(row) = rows.next()? {
+            let path: String = row.get(0)?;
+            let attrs: String = row.get(3)?;
+            let kind = match row.get(1)? {
+                0i64 => Kind::File,
+                1 => Kind::Dir,
+                _ => Kind::Symlink,
+            };
+            let content: Option<i64> = row.get(2)?;
+            let attrs: Attrs = if attrs.is_empty() { Attrs::default() } else { parse(&format!("node {path}"), &attrs)? };
+            nodes.push(NodeRow { path, kind, content: content.map(content_id), attrs });
+        }
+        Ok(nodes)
+    }
+
+    fn load_bodies<K: std::fmt::Debug, V: DeserializeOwned>(
+        &self,
+        sql: &str,
+        key: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<K>,
+    ) -> Result<Vec<(K, V)>> {
+        let mut statement = self.connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            let key = key(row)?;
+            let body: String = row.get(1)?;
+            let value = parse(&format!("{key:?}"), &body)?;
+            all.push((key, value));
+        }
+        Ok(all)
+    }
+}
+
+// SQLite integers are signed; ids count up from 1 and never reach the sign.
+fn content_id(stored: i64) -> ContentId {
+    ContentId(stored.unsigned_abs())
+}
+
+fn stored_id(id: ContentId) -> i64 {
+    i64::try_from(id.0).unwrap_or(i64::MAX)
+}
+
+fn parse<T: DeserializeOwned>(row: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|e| CacheError::Row { row: row.to_owned(), reason: e.to_string() })
+}
+
+fn text<T: Serialize>(row: &str, value: &T) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| CacheError::Row { row: row.to_owned(), reason: e.to_string() })
+}
+
+/// One atomic change; rolled back when dropped without [`Transaction::commit`].
+#[derive(Debug)]
+pub struct Transaction<'a> {
+    inner: rusqlite::Transaction<'a>,
+}
+
+impl Transaction<'_> {
+    /// Makes the change visible and proof against a kill.
+    ///
+    /// # Errors
+    /// When the database refuses (disk full).
+    pub fn commit(self) -> Result<()> {
+        Ok(self.inner.commit()?)
+    }
+
+    fn run(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<()> {
+        self.inner.prepare_cached(sql)?.execute(parameters)?;
+        Ok(())
+    }
+
+    /// Sets a value of the table `meta`.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn set_meta<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        self.run("INSERT OR REPLACE INTO meta VALUES(?, ?)", params![name, text(name, value)?])
+    }
+
+    /// Writes what is known about a path.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn set_node(&self, row: &NodeRow) -> Result<()> {
+        let kind = match row.kind {
+            Kind::File => 0i64,
+            Kind::Dir => 1,
+            Kind::Symlink => 2,
+        };
+        let attrs = if row.attrs.is_empty() { String::new() } else { text(&row.path, &row.attrs)? };
+        self.run(
+            "INSERT OR REPLACE INTO node VALUES(?, ?, ?, ?)",
+            params![row.path, kind, row.content.map(stored_id), attrs],
+        )
+    }
+
+    /// Forgets a path.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn remove_node(&self, path: &str) -> Result<()> {
+        self.run("DELETE FROM node WHERE path = ?", [path])
+    }
+
+    /// Writes what is known about a content.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn set_content(&self, id: ContentId, row: &ContentRow) -> Result<()> {
+        self.run("INSERT OR REPLACE INTO content VALUES(?, ?)", params![stored_id(id), text("content", row)?])
+    }
+
+    /// Forgets a content; its file may then be removed.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn remove_content(&self, id: ContentId) -> Result<()> {
+        self.run("DELETE FROM content WHERE id = ?", [stored_id(id)])
+    }
+
+    /// Records an unpushed change.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn set_delta(&self, path: &str, row: &DeltaRow) -> Result<()> {
+        self.run("INSERT OR REPLACE INTO delta VALUES(?, ?)", params![path, text(path, row)?])
+    }
+
+    /// Forgets an unpushed change.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn remove_delta(&self, path: &str) -> Result<()> {
+        self.run("DELETE FROM delta WHERE path = ?", [path])
+    }
+
+    /// Records an object to delete.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn set_pending_delete(&self, key: &str, row: &PendingDelete) -> Result<()> {
+        self.run("INSERT OR REPLACE INTO pending_delete VALUES(?, ?)", params![key, text(key, row)?])
+    }
+
+    /// Forgets an object to delete.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn remove_pending_delete(&self, key: &str) -> Result<()> {
+        self.run("DELETE FROM pending_delete WHERE key = ?", [key])
+    }
+}

@@ -1,0 +1,67 @@
+//! The tasks behind a mount: refresh, record what was fetched, flush what is idle.
+//!
+//! Each is a loop that nothing but `Engine::close` ends; failures are noted and retried, later and later.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use crate::volume::PushSelection;
+
+const RECORD_EVERY: Duration = Duration::from_millis(500);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// Every `--refresh` seconds one look at the index.
+pub(super) async fn refresh(engine: Arc<Engine>) {
+    loop {
+        tokio::time::sleep(engine.options.refresh).await;
+        // Noted by the refresh itself; the next one tries again.
+        if let Err(error) = engine.refresh().await {
+            tracing::debug!(%error, "refresh");
+        }
+    }
+}
+
+/// Records fetched contents once their bytes are durable.
+pub(super) async fn record(engine: Arc<Engine>) {
+    loop {
+        engine.volume.wait_for_fetch().await;
+        tokio::time::sleep(RECORD_EVERY).await;
+        let volume = Arc::clone(&engine.volume);
+        match tokio::task::spawn_blocking(move || volume.record_fetched()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot record what was fetched; it may be fetched again"),
+            Err(error) => tracing::error!(%error, "recording failed"),
+        }
+    }
+}
+
+/// Flushes what was left alone for `--flush-after`, or waits since `--flush-max-age`.
+pub(super) async fn flush(engine: Arc<Engine>) {
+    let selection = PushSelection::Idle { quiet: engine.options.flush_after, max_age: engine.options.flush_max_age };
+    let poll = (engine.options.flush_after / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));
+    let mut retry = FIRST_RETRY;
+    loop {
+        if engine.pending().is_empty() {
+            engine.volume.wait_for_change().await;
+        }
+        tokio::time::sleep(poll).await;
+        if engine.volume.plan_push(selection).is_empty() {
+            continue;
+        }
+        let began = Instant::now();
+        match engine.push(selection).await {
+            Ok(()) => {
+                retry = FIRST_RETRY;
+                // Index writes are expensive for everybody who shares the bucket.
+                tokio::time::sleep(began.elapsed() * 5).await;
+            }
+            Err(reasons) => {
+                tracing::warn!(?reasons, retry_in = ?retry, "the background flush failed");
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(LAST_RETRY);
+            }
+        }
+    }
+}

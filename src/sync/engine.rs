@@ -1,0 +1,263 @@
+//! The engine of one mounted datastore: it ties the local volume to the bucket.
+//!
+//! Depends on `volume`, `datastore` and `store`. Invariants: the base changes under `index_gate` only; one push runs at
+//! a time; kernel notifications leave through a thread of their own, with no lock held.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::notify::Notifications;
+use super::status::{Pending, Problem, Status, TimedError};
+use super::{FlushError, SyncError};
+use crate::datastore::{format_nanos, now_nanos};
+use crate::store::ObjectStore;
+use crate::volume::{Volume, VolumeOptions};
+
+/// How many read errors and conflicts `status` remembers.
+const REMEMBERED: usize = 20;
+/// How many hidden entries `status` lists.
+const LISTED: usize = 100;
+
+/// How an engine works.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// The cache directory, held by this process.
+    pub cache_root: PathBuf,
+    /// Turns changes away.
+    pub read_only: bool,
+    /// Time between refreshes.
+    pub refresh: Duration,
+    /// Idle time before a background flush.
+    pub flush_after: Duration,
+    /// Longest time that a change waits for a background flush.
+    pub flush_max_age: Duration,
+    /// Pushes even to a store that ignores preconditions.
+    pub unsafe_no_conditional_writes: bool,
+    /// fsync returns when the file is in the bucket.
+    pub fsync_waits_for_bucket: bool,
+    /// Uploads at a time.
+    pub upload_concurrency: usize,
+    /// Fetches at a time.
+    pub download_concurrency: usize,
+    /// Owner of files without an owner of their own.
+    pub uid: u32,
+    /// Their group.
+    pub gid: u32,
+    /// Permission bits taken away from files without a mode of their own.
+    pub umask: u32,
+    /// Bytes of prefix in object keys.
+    pub key_prefix_len: usize,
+    /// This machine's name.
+    pub host: String,
+}
+
+#[derive(Default)]
+pub(super) struct Journal {
+    pub offline_since: Option<i64>,
+    pub last_error: Option<TimedError>,
+    pub read_errors: VecDeque<TimedError>,
+    pub conflicts: VecDeque<String>,
+    pub last_refresh: Option<i64>,
+    pub last_flush: Option<i64>,
+}
+
+/// See the module.
+pub struct Engine {
+    pub(super) options: EngineOptions,
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) volume: Arc<Volume>,
+    pub(super) notifications: Notifications,
+    pub(super) downloads: Arc<Semaphore>,
+    /// Held while the base is read, merged or replaced.
+    pub(super) index_gate: tokio::sync::Mutex<()>,
+    /// Held by the push that is under way.
+    pub(super) push_gate: tokio::sync::Mutex<super::push::PushState>,
+    pub(super) refreshes: AtomicU64,
+    pub(super) uploaded: AtomicU64,
+    pub(super) closing: AtomicBool,
+    journal: Mutex<Journal>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Opens the cache directory and reads the index, or takes the saved base when the bucket cannot be reached.
+    ///
+    /// # Errors
+    /// When the state cannot be used, or the bucket answers with an error, or there is neither a bucket nor a base.
+    pub async fn start(options: EngineOptions, store: Arc<dyn ObjectStore>) -> Result<Arc<Self>, SyncError> {
+        let volume_options = VolumeOptions {
+            root: options.cache_root.clone(),
+            uid: options.uid,
+            gid: options.gid,
+            umask: options.umask,
+            key_prefix_len: options.key_prefix_len,
+            read_only: options.read_only,
+            host: options.host.clone(),
+            started_at: now_nanos(),
+        };
+        let volume = tokio::task::spawn_blocking(move || Volume::load(volume_options))
+            .await
+            .map_err(|e| crate::store::StoreError::other("load the state", "", e.to_string()))??;
+        let engine = Arc::new(Self {
+            downloads: Arc::new(Semaphore::new(options.download_concurrency.max(1))),
+            options,
+            store,
+            volume: Arc::new(volume),
+            notifications: Notifications::start(),
+            index_gate: tokio::sync::Mutex::default(),
+            push_gate: tokio::sync::Mutex::default(),
+            refreshes: AtomicU64::new(0),
+            uploaded: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+            journal: Mutex::default(),
+            tasks: Mutex::default(),
+        });
+        if let Err(error) = engine.refresh().await {
+            let has_base = engine.volume.base().record.is_some_and(|r| r.fingerprint.is_some() || r.discovered);
+            match (error.is_offline(), has_base) {
+                (true, true) => tracing::warn!(%error, "starting without the bucket"),
+                (true, false) => return Err(SyncError::NothingCached(Box::new(error))),
+                (false, true) if matches!(error, SyncError::IndexVanished { .. }) => tracing::error!(%error, "starting"),
+                _ => return Err(error),
+            }
+        }
+        Ok(engine)
+    }
+
+    /// The local side.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// How it works.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    pub(super) fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the kernel of changes from now on.
+    pub fn attach_notifier(&self, notifier: fuser::Notifier) {
+        self.notifications.attach(notifier);
+    }
+
+    /// Remembers a read that failed, for `status` and the log.
+    pub fn note_read_error(&self, path: &str, reason: &str) {
+        tracing::error!(path, reason, "read failed");
+        let mut journal = self.journal();
+        if journal.read_errors.len() == REMEMBERED {
+            journal.read_errors.pop_front();
+        }
+        journal.read_errors.push_back(TimedError { at: format_nanos(now_nanos()), message: format!("{path}: {reason}") });
+    }
+
+    pub(super) fn note_conflict(&self, message: String) {
+        tracing::warn!("{message}");
+        let mut journal = self.journal();
+        if journal.conflicts.len() == REMEMBERED {
+            journal.conflicts.pop_front();
+        }
+        journal.conflicts.push_back(message);
+    }
+
+    pub(super) fn note_error(&self, operation: &str, error: &SyncError) {
+        let message = format!("{operation}: {error}");
+        tracing::error!("{message}");
+        let mut journal = self.journal();
+        let now = now_nanos();
+        if error.is_offline() {
+            journal.offline_since.get_or_insert(now);
+        }
+        journal.last_error = Some(TimedError { at: format_nanos(now), message });
+    }
+
+    /// What is not in the bucket yet.
+    pub fn pending(&self) -> Pending {
+        let (files, bytes, removals) = self.volume.pending_counts();
+        Pending { files, bytes, removals, uploaded_bytes: self.uploaded.load(Ordering::Relaxed) }
+    }
+
+    /// The state of this mount.
+    pub fn status(&self) -> Status {
+        let base = self.volume.base();
+        let census = self.volume.census();
+        let mut hidden: Vec<Problem> = base
+            .index
+            .problems()
+            .into_iter()
+            .map(|p| Problem { name: p.name, reason: p.reason })
+            .chain(census.shadowed.into_iter().map(|(name, reason)| Problem { name, reason }))
+            .collect();
+        let hidden_count = hidden.len() as u64;
+        hidden.truncate(LISTED);
+        let journal = self.journal();
+        Status {
+            source: self.store.describe(),
+            offline_since: journal.offline_since.map(format_nanos),
+            read_only_reason: self.volume.read_only_reason(),
+            entries: base.index.len() as u64,
+            hidden,
+            hidden_count,
+            cached_files: census.cached_files,
+            cached_bytes: census.cached_bytes,
+            pending: self.pending(),
+            local_only: census.local_only,
+            conflicts: journal.conflicts.iter().cloned().collect(),
+            last_error: journal.last_error.clone(),
+            read_errors: journal.read_errors.iter().cloned().collect(),
+            last_refresh: journal.last_refresh.map(format_nanos),
+            last_flush: journal.last_flush.map(format_nanos),
+        }
+    }
+
+    /// Pushes everything that was written before the call.
+    ///
+    /// # Errors
+    /// What is left, and why.
+    pub async fn flush(self: &Arc<Self>) -> Result<(), FlushError> {
+        let result = self.push_everything().await;
+        self.uploaded.store(0, Ordering::Relaxed);
+        result.map_err(|mut reasons| {
+            reasons.truncate(3);
+            FlushError { pending: self.pending(), reasons }
+        })
+    }
+
+    /// Starts the tasks that refresh, flush and record in the background.
+    pub fn spawn_background(self: &Arc<Self>) {
+        let tasks = [
+            tokio::spawn(super::background::refresh(Arc::clone(self))),
+            tokio::spawn(super::background::record(Arc::clone(self))),
+            tokio::spawn(super::background::flush(Arc::clone(self))),
+        ];
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);
+    }
+
+    /// Ends the background tasks and leaves the cache directory in order. After the last flush.
+    pub async fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            task.abort();
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!(%error, "a background task had failed");
+            }
+        }
+        let volume = Arc::clone(&self.volume);
+        match tokio::task::spawn_blocking(move || volume.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "cannot leave the cache directory in order; the next start repairs it"),
+            Err(error) => tracing::error!(%error, "closing failed"),
+        }
+    }
+}

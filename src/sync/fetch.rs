@@ -1,0 +1,331 @@
+//! Fetch: brings missing bytes of a content here, once for all who wait, always of one version.
+//!
+//! Invariants: the first answer pins the version, every later request carries it; a range counts as present only after
+//! its bytes are in the file; a whole content counts as complete only after its hash was compared, where the index has one.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use sha2::{Digest, Sha256};
+
+use super::{Engine, FetchError};
+use crate::cache::rows::Version;
+use crate::store::{Condition, Fetched, GetRequest, StoreError, StoreErrorKind};
+use crate::volume::LiveContent;
+
+/// Files up to this size are fetched whole and shown only when their hash fits.
+pub const SMALL: u64 = 4 << 20;
+/// Largest range of one request.
+const REQUEST_MAX: u64 = 8 << 20;
+/// How often a fetch is tried again after the bucket said something else than the index.
+const RESOLVES: u32 = 3;
+
+enum Failure {
+    /// The object is not what the index says; in words.
+    Contradiction(String),
+    Unreachable(String),
+    Failed(String),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error.kind {
+            StoreErrorKind::NotFound | StoreErrorKind::Precondition | StoreErrorKind::RangeNotSatisfiable => {
+                Self::Contradiction(error.to_string())
+            }
+            StoreErrorKind::Unreachable => Self::Unreachable(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl Engine {
+    /// Whether a read of that range needs no request.
+    pub fn is_here(live: &LiveContent, range: &Range<u64>) -> bool {
+        let state = live.state();
+        let small = state.version.as_ref().is_some_and(|v| v.entry.size <= SMALL);
+        state.complete || (!small && state.present.contains(range))
+    }
+
+    /// Waits until a range is here (clipped to the content's size).
+    ///
+    /// # Errors
+    /// When it cannot be had; the reason was noted.
+    pub async fn ensure(self: &Arc<Self>, live: &Arc<LiveContent>, range: Range<u64>) -> Result<(), FetchError> {
+        let mut progress = live.watch();
+        let seen = live.state().failure.0;
+        loop {
+            if self.request(live, &range, seen)? {
+                return Ok(());
+            }
+            if progress.changed().await.is_err() {
+                return Err(FetchError::Failed("the fetch was abandoned".into()));
+            }
+        }
+    }
+
+    /// Waits until the whole content is here.
+    ///
+    /// # Errors
+    /// As [`Engine::ensure`].
+    pub async fn ensure_all(self: &Arc<Self>, live: &Arc<LiveContent>) -> Result<(), FetchError> {
+        let mut progress = live.watch();
+        let seen = live.state().failure.0;
+        loop {
+            let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
+            self.request(live, &(0..size), seen)?;
+            if live.is_complete() {
+                return Ok(());
+            }
+            if progress.changed().await.is_err() {
+                return Err(FetchError::Failed("the fetch was abandoned".into()));
+            }
+        }
+    }
+
+    /// Starts what is missing of a range without waiting for it.
+    pub fn fetch_ahead(self: &Arc<Self>, live: &Arc<LiveContent>, range: Range<u64>) {
+        let seen = live.state().failure.0;
+        // A failure here is noted by its task, and met again by the read that needs the bytes.
+        if let Err(error) = self.request(live, &range, seen) {
+            tracing::debug!(%error, "fetch ahead");
+        }
+    }
+
+    /// `true` when the range is here; else makes sure that requests for its gaps are under way.
+    fn request(self: &Arc<Self>, live: &Arc<LiveContent>, range: &Range<u64>, seen: u64) -> Result<bool, FetchError> {
+        if Self::is_here(live, range) {
+            return Ok(true);
+        }
+        let mut start = Vec::new();
+        {
+            let mut state = live.state();
+            let Some(version) = state.version.clone() else {
+                return Err(FetchError::Failed("nothing says where the bytes are".into()));
+            };
+            let size = version.entry.size;
+            let wanted = if size <= SMALL { 0..size } else { range.start.min(size)..range.end.min(size) };
+            let gaps = state.present.gaps(&wanted);
+            if gaps.is_empty() && size > SMALL {
+                return Ok(true);
+            }
+            if state.version_gone {
+                return Err(FetchError::Stale);
+            }
+            if state.failure.0 > seen {
+                let reason = state.failure.1.clone().unwrap_or_else(|| "failed".into());
+                return Err(if state.unreachable { FetchError::Unreachable(reason) } else { FetchError::Failed(reason) });
+            }
+            for gap in gaps.into_iter().flat_map(|gap| not_in_flight(gap, &state.in_flight)) {
+                let first = version.fingerprint.is_none();
+                if first && state.pinning {
+                    break;
+                }
+                state.pinning |= first;
+                state.in_flight.push(gap.clone());
+                start.push(gap);
+            }
+        }
+        for gap in start {
+            let (engine, live) = (Arc::clone(self), Arc::clone(live));
+            tokio::spawn(async move { engine.run(live, gap).await });
+        }
+        Ok(false)
+    }
+
+    async fn run(self: Arc<Self>, live: Arc<LiveContent>, range: Range<u64>) {
+        let result = self.fetch_resolving(&live, &range).await;
+        let whole = {
+            let mut state = live.state();
+            state.in_flight.retain(|r| *r != range);
+            state.pinning = state.pinning && state.version.as_ref().is_some_and(|v| v.fingerprint.is_none()) && result.is_ok();
+            let size = state.version.as_ref().map_or(0, |v| v.entry.size);
+            result.is_ok() && !state.complete && state.present.contains(&(0..size)) && state.in_flight.is_empty()
+        };
+        let result = if whole { self.complete(&live).await } else { result };
+        if let Err(failure) = result {
+            let (reason, unreachable) = match failure {
+                Failure::Contradiction(reason) | Failure::Failed(reason) => (reason, false),
+                Failure::Unreachable(reason) => (reason, true),
+            };
+            let stale = live.state().version_gone;
+            if !stale {
+                let path = self.volume.path_of(live.ino).unwrap_or_else(|| format!("(removed file {})", live.ino.0));
+                self.note_read_error(&path, &reason);
+            }
+            let mut state = live.state();
+            state.failure = (state.failure.0 + 1, Some(reason.into()));
+            state.unreachable = unreachable;
+        }
+        live.announce();
+        self.volume.fetched(&live);
+    }
+
+    /// Fetches; when the bucket contradicts the index, reads the index again before that is believed.
+    async fn fetch_resolving(self: &Arc<Self>, live: &Arc<LiveContent>, range: &Range<u64>) -> Result<(), Failure> {
+        for _ in 0..RESOLVES {
+            let Some(version) = live.state().version.clone() else {
+                return Err(Failure::Failed("nothing says where the bytes are".into()));
+            };
+            let reason = match self.fetch_once(live, &version, range.clone()).await {
+                Err(Failure::Contradiction(reason)) => reason,
+                other => return other,
+            };
+            if let Err(error) = self.refresh().await {
+                return Err(Failure::Failed(format!("{reason}; and the index cannot be read again: {error}")));
+            }
+            if !self.volume.is_current(live) {
+                live.state().version_gone = true;
+                return Err(Failure::Contradiction(reason));
+            }
+            let mut state = live.state();
+            if state.version.as_ref() == Some(&version) {
+                if version.fingerprint.is_none() || !state.present.is_empty() {
+                    drop(state);
+                    return Err(Failure::Contradiction(format!(
+                        "{reason}, although the index still lists it; `swamp-mount verify` checks the bucket, and the client that wrote it can push it again"
+                    )));
+                }
+                // Nothing of the pinned version is here: another upload of the same entry may be pinned instead.
+                if let Some(version) = &mut state.version {
+                    version.fingerprint = None;
+                }
+            }
+        }
+        Err(Failure::Failed("the object keeps changing; try again".into()))
+    }
+
+    async fn fetch_once(&self, live: &Arc<LiveContent>, version: &Version, range: Range<u64>) -> Result<(), Failure> {
+        let _permit = self.downloads.acquire().await.map_err(|e| Failure::Failed(e.to_string()))?;
+        let size = version.entry.size;
+        let mut request = GetRequest::whole(&version.key);
+        if range != (0..size) {
+            request = request.range(range.clone());
+        }
+        if let Some(fingerprint) = &version.fingerprint {
+            request = request.with(Condition::IfMatch(fingerprint.clone()));
+        }
+        let Fetched::Object { info, range: sent, mut body } = self.store.get(request).await? else {
+            return Err(Failure::Failed(format!("the store answered 304 to an unconditional read of {:?}", version.key)));
+        };
+        if info.size != size && !self.adopt_size(live, version, info.size) {
+            return Err(Failure::Contradiction(format!(
+                "the object {:?} has {} bytes, its index entry says {size}",
+                version.key, info.size
+            )));
+        }
+        if let Some(fingerprint) = info.fingerprint {
+            let mut state = live.state();
+            if let Some(pinned) = &mut state.version
+                && pinned.fingerprint.is_none()
+            {
+                pinned.fingerprint = Some(fingerprint);
+            }
+            state.pinning = false;
+        }
+        live.announce();
+        let mut at = sent.start;
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk?;
+            let written = live.file.write_all_at(&chunk, at);
+            written.map_err(|e| Failure::Failed(format!("cannot write to the cache: {e}")))?;
+            let end = at + chunk.len() as u64;
+            let mut state = live.state();
+            state.present.insert(at..end);
+            state.recorded = false;
+            drop(state);
+            at = end;
+            live.announce();
+        }
+        if at < sent.end {
+            return Err(Failure::Unreachable(format!("the answer for {:?} ended at byte {at} of {}", version.key, sent.end)));
+        }
+        Ok(())
+    }
+
+    /// `.catalog-export.json` is rewritten without an index update: its object's size is the truth (format.md section 1).
+    fn adopt_size(&self, live: &LiveContent, version: &Version, size: u64) -> bool {
+        if version.key != ".catalog-export.json" {
+            return false;
+        }
+        if let Some(version) = &mut live.state().version {
+            version.entry.size = size;
+            version.entry.sha256 = None;
+        }
+        self.notifications.tell(self.volume.resize_remote(live.ino, size));
+        true
+    }
+
+    /// All ranges are here: compares the hash and declares the content complete.
+    async fn complete(&self, live: &Arc<LiveContent>) -> Result<(), Failure> {
+        let expected = live.state().version.as_ref().and_then(|v| v.entry.sha256.clone());
+        if let Some(expected) = expected {
+            let file = Arc::clone(&live.file);
+            let hashed = tokio::task::spawn_blocking(move || sha256_of(&file)).await;
+            let found = match hashed {
+                Ok(Ok(found)) => found,
+                Ok(Err(error)) => return Err(Failure::Failed(format!("cannot read the cache: {error}"))),
+                Err(error) => return Err(Failure::Failed(error.to_string())),
+            };
+            if !found.eq_ignore_ascii_case(&expected) {
+                self.reject(live);
+                if let Err(error) = self.refresh().await {
+                    tracing::debug!(%error, "refresh after a wrong hash");
+                }
+                if !self.volume.is_current(live) {
+                    live.state().version_gone = true;
+                }
+                return Err(Failure::Contradiction(format!(
+                    "the object's bytes have another sha256 ({found}) than its index entry ({expected}): a push by another client may be under way, or was cut off; \
+                     try again, or push the file once more from where it was written"
+                )));
+            }
+        }
+        self.volume.fetch_completed(live);
+        Ok(())
+    }
+
+    /// Forgets what was fetched: it is not what the index speaks of.
+    fn reject(&self, live: &LiveContent) {
+        let mut state = live.state();
+        state.present = crate::cache::RangeSet::default();
+        if let Some(version) = &mut state.version {
+            version.fingerprint = None;
+        }
+    }
+}
+
+/// The parts of a gap that no request is under way for, cut to the size of one request.
+fn not_in_flight(gap: Range<u64>, in_flight: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut busy = crate::cache::RangeSet::default();
+    in_flight.iter().for_each(|r| busy.insert(r.clone()));
+    let mut parts = Vec::new();
+    for free in busy.gaps(&gap) {
+        let mut at = free.start;
+        while at < free.end {
+            let end = free.end.min(at + REQUEST_MAX);
+            parts.push(at..end);
+            at = end;
+        }
+    }
+    parts
+}
+
+/// SHA-256 of a file, in hex (blocking).
+pub(super) fn sha256_of(file: &std::fs::File) -> std::io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => break,
+            n => {
+                hasher.update(&buffer[..n]);
+                at += n as u64;
+            }
+        }
+    }
+    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}

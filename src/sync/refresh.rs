@@ -1,0 +1,99 @@
+//! Refresh: one conditional read of the index; what other writers changed comes into view.
+//!
+//! Invariants: an index that vanished is an error once one was read here; a failed read never changes the view;
+//! discovery is for a source whose index was never seen.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Engine, SyncError};
+use crate::datastore::remote_index::{IndexRead, discover, read_index};
+use crate::datastore::{format_nanos, now_nanos};
+use crate::volume::NewBase;
+
+impl Engine {
+    /// Reads the index if it changed and takes it into view.
+    ///
+    /// # Errors
+    /// Store errors, an index that does not parse or vanished, disk errors. The view is as it was then.
+    pub async fn refresh(&self) -> Result<(), SyncError> {
+        let before = self.refreshes.load(Ordering::SeqCst);
+        let _gate = self.index_gate.lock().await;
+        // Somebody else's refresh began and ended while this one waited: it saw everything this one would.
+        if self.refreshes.load(Ordering::SeqCst) > before + 1 {
+            return Ok(());
+        }
+        self.refreshes.fetch_add(1, Ordering::SeqCst);
+        match self.refresh_now().await {
+            Ok(()) => {
+                self.note_contact();
+                Ok(())
+            }
+            Err(error) => {
+                self.note_error("refresh", &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// The bucket answered.
+    pub(super) fn note_contact(&self) {
+        let mut journal = self.journal();
+        journal.last_refresh = Some(now_nanos());
+        if let Some(since) = journal.offline_since.take() {
+            tracing::info!(since = format_nanos(since), "the bucket answers again");
+        }
+        journal.last_error = None;
+    }
+
+    async fn refresh_now(&self) -> Result<(), SyncError> {
+        if let Some(new) = self.read_newer_base().await? {
+            self.apply(Some(new), Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// The remote index when it is not the base in view; `None` when it is. Under `index_gate`.
+    pub(super) async fn read_newer_base(&self) -> Result<Option<NewBase>, SyncError> {
+        let base = self.volume.base();
+        match read_index(&*self.store, base.fingerprint().as_ref()).await? {
+            IndexRead::NotModified => {
+                self.volume.confirm_base();
+                Ok(None)
+            }
+            IndexRead::Present(remote) => Ok(Some(NewBase {
+                index: Arc::new(remote.index),
+                bytes: remote.bytes,
+                fingerprint: remote.fingerprint,
+                server_date: remote.server_date,
+                discovered: false,
+            })),
+            IndexRead::Missing if base.record.as_ref().is_some_and(|r| !r.discovered) => {
+                Err(SyncError::IndexVanished { source_name: self.store.describe() })
+            }
+            IndexRead::Missing => {
+                let index = discover(&*self.store).await?;
+                if base.record.is_some() && index == *base.index {
+                    return Ok(None);
+                }
+                let bytes = index.to_bytes().into();
+                let index = Arc::new(index);
+                Ok(Some(NewBase { index, bytes, fingerprint: None, server_date: None, discovered: true }))
+            }
+        }
+    }
+
+    /// Takes a base and push results into view and tells the kernel. Under `index_gate`.
+    pub(super) async fn apply(
+        &self,
+        new: Option<NewBase>,
+        settled: Vec<crate::volume::Settled>,
+    ) -> Result<(), SyncError> {
+        let volume = Arc::clone(&self.volume);
+        let notices = tokio::task::spawn_blocking(move || volume.rebase(new, &settled))
+            .await
+            .map_err(|e| crate::store::StoreError::other("apply the index", "", e.to_string()))??;
+        self.notifications.tell(notices);
+        Ok(())
+    }
+}

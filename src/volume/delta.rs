@@ -1,0 +1,177 @@
+//! One atomic change of the rows: collected first, then committed to state.db and to memory together.
+//!
+//! Invariant: memory changes only after the commit succeeded, so a full disk leaves everything as it was.
+
+use std::collections::HashMap;
+
+use super::Result;
+use super::inner::Inner;
+use crate::cache::ContentId;
+use crate::cache::rows::{ContentRow, Delta, DeltaRow, NodeRow, PendingDelete, Version};
+use crate::tree::{Ino, ROOT};
+
+/// Row changes of one operation; the last word on a path counts.
+#[derive(Default)]
+pub(super) struct Changes {
+    deltas: HashMap<String, Option<DeltaRow>>,
+    nodes: HashMap<String, Option<NodeRow>>,
+    contents: HashMap<ContentId, Option<ContentRow>>,
+    pending_deletes: HashMap<String, Option<PendingDelete>>,
+    base: Option<crate::cache::saved_base::BaseRecord>,
+}
+
+impl Changes {
+    pub fn delta(&mut self, path: &str, row: Option<DeltaRow>) -> &mut Self {
+        self.deltas.insert(path.to_owned(), row);
+        self
+    }
+
+    pub fn node(&mut self, path: &str, row: Option<NodeRow>) -> &mut Self {
+        self.nodes.insert(path.to_owned(), row);
+        self
+    }
+
+    pub fn content(&mut self, id: ContentId, row: Option<ContentRow>) -> &mut Self {
+        self.contents.insert(id, row);
+        self
+    }
+
+    pub fn pending_delete(&mut self, key: &str, row: Option<PendingDelete>) -> &mut Self {
+        self.pending_deletes.insert(key.to_owned(), row);
+        self
+    }
+
+    pub fn base(&mut self, record: crate::cache::saved_base::BaseRecord) -> &mut Self {
+        self.base = Some(record);
+        self
+    }
+}
+
+impl Changes {
+    /// What these changes make of a delta; `None` when they do not touch it.
+    pub fn delta_of(&self, path: &str) -> Option<&Option<DeltaRow>> {
+        self.deltas.get(path)
+    }
+
+    /// What these changes make of a content; `None` when they do not touch it.
+    pub fn content_of(&self, id: ContentId) -> Option<&Option<ContentRow>> {
+        self.contents.get(&id)
+    }
+}
+
+impl Inner {
+    /// Commits to state.db, then to memory.
+    pub fn commit(&mut self, changes: Changes) -> Result<()> {
+        let tx = self.db.begin()?;
+        for (path, row) in &changes.deltas {
+            match row {
+                Some(row) => tx.set_delta(path, row)?,
+                None => tx.remove_delta(path)?,
+            }
+        }
+        for (path, row) in &changes.nodes {
+            match row {
+                Some(row) => tx.set_node(row)?,
+                None => tx.remove_node(path)?,
+            }
+        }
+        for (id, row) in &changes.contents {
+            match row {
+                Some(row) => tx.set_content(*id, row)?,
+                None => tx.remove_content(*id)?,
+            }
+        }
+        for (key, row) in &changes.pending_deletes {
+            match row {
+                Some(row) => tx.set_pending_delete(key, row)?,
+                None => tx.remove_pending_delete(key)?,
+            }
+        }
+        if let Some(record) = &changes.base {
+            tx.set_meta("base", record)?;
+        }
+        tx.commit()?;
+
+        for (path, row) in changes.deltas {
+            match row {
+                Some(row) => {
+                    self.touch(&path);
+                    self.deltas.insert(path, row);
+                }
+                None => {
+                    self.stamps.remove(&path);
+                    self.deltas.remove(&path);
+                }
+            }
+        }
+        for (id, row) in changes.contents {
+            match row {
+                Some(row) => self.content_rows.insert(id, row),
+                None => self.content_rows.remove(&id),
+            };
+        }
+        for (key, row) in changes.pending_deletes {
+            match row {
+                Some(row) => self.pending_deletes.insert(key, row),
+                None => self.pending_deletes.remove(&key),
+            };
+        }
+        Ok(())
+    }
+
+    /// The delta of a file that is at `path` from now on; `None` for a name that stays local.
+    pub fn put_row(&mut self, path: &str, origin: Option<Version>, suspect: bool) -> Option<DeltaRow> {
+        if !Self::is_synced(path) {
+            return None;
+        }
+        let upload = self.deltas.get(path).and_then(|row| row.upload.clone());
+        let replaces = self.replaced_at(path);
+        Some(DeltaRow { generation: self.new_generation(), delta: Delta::Put { origin, suspect }, replaces, upload })
+    }
+
+    /// The delta of a path that is empty from now on; `None` when the bucket never had anything there.
+    pub fn removal_row(&mut self, path: &str) -> Option<DeltaRow> {
+        let upload = self.deltas.get(path).and_then(|row| row.upload.clone());
+        let replaces = self.replaced_at(path);
+        if replaces.is_none() && upload.is_none() {
+            return None;
+        }
+        Some(DeltaRow { generation: self.new_generation(), delta: Delta::Remove, replaces, upload })
+    }
+
+    /// Before `leaving` loses its last name in `dir`: a directory that empties stays until it is removed by name.
+    pub fn keep_directory(&mut self, dir: Ino, leaving: Ino, changes: &mut Changes) {
+        if dir == ROOT {
+            return;
+        }
+        let Some(node) = self.tree.get_mut(dir) else { return };
+        let only = node.children().is_some_and(|c| c.len() == 1 && c.values().all(|i| *i == leaving));
+        if !only || node.explicit {
+            return;
+        }
+        node.explicit = true;
+        if let Some(path) = self.tree.path(dir)
+            && let Some(row) = self.node_row(dir, &path)
+        {
+            changes.node(&path, Some(row));
+        }
+    }
+
+    /// Notes that a directory's entries changed: its mtime and ctime.
+    pub fn touch_directory(&mut self, dir: Ino) {
+        let now = crate::datastore::now_nanos();
+        if let Some(node) = self.tree.get_mut(dir) {
+            let attrs = node.attrs_mut();
+            attrs.mtime = Some(now);
+            attrs.ctime = Some(now);
+        }
+    }
+
+    /// Notes a change of a node's attributes or links.
+    pub fn touch_ctime(&mut self, ino: Ino) {
+        let now = crate::datastore::now_nanos();
+        if let Some(node) = self.tree.get_mut(ino) {
+            node.attrs_mut().ctime = Some(now);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What a fetch asks of the volume, and the census for `status`.
+//!
+//! Part of the volume. Invariant: a content is declared complete together with the mtime that stat showed all along.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::inner::Inner;
+use super::live::LiveContent;
+use super::rebase::Notice;
+use super::{Result, Volume, VolumeError};
+use crate::cache::rows::Kind;
+use crate::tree::Ino;
+
+/// Counts for `status`.
+#[derive(Clone, Debug, Default)]
+pub struct Census {
+    /// Files with local content.
+    pub cached_files: u64,
+    /// Their bytes on this disk.
+    pub cached_bytes: u64,
+    /// Files that never leave this machine.
+    pub local_only: u64,
+    /// Index entries hidden by something on this machine, and why.
+    pub shadowed: BTreeMap<String, String>,
+}
+
+impl Volume {
+    /// The relative path of an inode, if it has a name.
+    pub fn path_of(&self, ino: Ino) -> Option<String> {
+        self.lock().tree.path(ino)
+    }
+
+    /// Whether a content still is that of its file.
+    pub fn is_current(&self, live: &LiveContent) -> bool {
+        let inner = self.lock();
+        inner.tree.get(live.ino).is_some_and(|n| n.linked && n.content().is_some_and(|c| c.id == Some(live.id)))
+    }
+
+    /// All bytes are here and verified.
+    pub fn fetch_completed(&self, live: &LiveContent) {
+        let mut inner = self.lock();
+        if inner.live_path(live).is_some() {
+            self.stamp_mtime(&mut inner, live.ino, live);
+        }
+        let mut state = live.state();
+        state.complete = true;
+        state.recorded = false;
+    }
+
+    /// A fetch ended, well or not: there may be something to record, and nobody may be waiting any more.
+    pub fn fetched(&self, live: &Arc<LiveContent>) {
+        let mut inner = self.lock();
+        if live.handles() == 0 {
+            self.retire(&mut inner, live.ino, live);
+        }
+        self.fetched.notify_one();
+    }
+
+    /// Resolves when something was fetched since the last call.
+    pub async fn wait_for_fetch(&self) {
+        self.fetched.notified().await;
+    }
+
+    /// A remote file has another size than its entry says, and the object is right.
+    pub fn resize_remote(&self, ino: Ino, size: u64) -> Vec<Notice> {
+        let mut inner = self.lock();
+        match inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
+            Some(content) => {
+                content.remote.size = size;
+                vec![Notice::Inode(ino)]
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// The content of a symlink, to be read (and first fetched, when it is not complete).
+    ///
+    /// # Errors
+    /// `Stale`, `Invalid` for anything but a symlink, disk errors.
+    pub fn open_link(&self, ino: Ino) -> Result<Arc<LiveContent>> {
+        let mut inner = self.lock();
+        if inner.tree.kind(ino) != Some(Kind::Symlink) {
+            return Err(VolumeError::Invalid("not a symbolic link"));
+        }
+        self.live_for(&mut inner, ino)
+    }
+
+    /// Counts for `status`.
+    pub fn census(&self) -> Census {
+        let inner = self.lock();
+        let mut census = Census { shadowed: inner.shadowed.clone(), ..Census::default() };
+        for (path, ino) in inner.tree.files_below(crate::tree::ROOT) {
+            let Some(content) = inner.tree.get(ino).and_then(|n| n.content()) else { continue };
+            census.local_only += u64::from(!Inner::is_synced(&path));
+            let Some(id) = content.id else { continue };
+            let present = match inner.live.get(&id) {
+                Some(live) => {
+                    let state = live.state();
+                    if state.complete { content.remote.size } else { state.present.total() }
+                }
+                None => match inner.content_rows.get(&id).and_then(|row| row.present.as_ref()) {
+                    Some(present) => present.total(),
+                    None => content.remote.size,
+                },
+            };
+            census.cached_files += 1;
+            census.cached_bytes += present;
+        }
+        census
+    }
+}

@@ -1,0 +1,421 @@
+//! Open files: opening, the durable mark before the first write, truncation, closing, fsync.
+//!
+//! Part of the volume. Invariants: a content is opened for writing only when all of it is here, and only after state.db
+//! says that it may change; its hard link in `cache/` is gone by then.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::delta::Changes;
+use super::inner::Inner;
+use super::live::{FetchState, LiveContent};
+use super::{Result, Volume, VolumeError};
+use crate::cache::rows::{ContentRow, Delta, DeltaRow, FileStamp, Kind, NodeRow};
+use crate::tree::{Ino, Remote};
+
+/// An open file.
+#[derive(Debug)]
+pub struct Handle {
+    /// The inode.
+    pub ino: Ino,
+    /// Its content at open; a reader keeps the version that it opened.
+    pub live: Arc<LiveContent>,
+    /// Opened for writing.
+    pub writable: bool,
+    /// Where the last read ended, to see sequential readers.
+    pub last_end: AtomicU64,
+    /// How far ahead of a sequential reader is fetched, in bytes.
+    pub window: AtomicU64,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenRequest {
+    /// For writing.
+    pub writable: bool,
+    /// Emptied first.
+    pub truncate: bool,
+}
+
+/// Result of an operation that may need bytes which are not here.
+#[derive(Debug)]
+pub enum OpenOutcome {
+    /// Done.
+    Ready(Handle),
+    /// All of this content must be fetched first; then ask again.
+    Fetch(Arc<LiveContent>),
+}
+
+/// Size and mtime of a complete content.
+pub(super) fn complete_stamp(live: &LiveContent, complete: bool) -> Result<Option<FileStamp>> {
+    if !complete {
+        return Ok(None);
+    }
+    let (size, mtime) = super::attributes::file_stat(&live.file).map_err(VolumeError::content("stat"))?;
+    Ok(Some(FileStamp { size, mtime }))
+}
+
+impl Volume {
+    pub(super) fn handle(&self, inner: &mut Inner, ino: Ino, live: Arc<LiveContent>, writable: bool) -> Handle {
+        live.add_handle();
+        if writable {
+            live.add_writer();
+        }
+        inner.tree.count_open(ino, 1);
+        Handle { ino, live, writable, last_end: AtomicU64::new(0), window: AtomicU64::new(0) }
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// `IsDir`, `Stale`, `ReadOnly`, disk errors.
+    pub fn open(&self, ino: Ino, request: OpenRequest) -> Result<OpenOutcome> {
+        let mut inner = self.lock();
+        let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
+        if node.is_dir() {
+            return Err(VolumeError::IsDir);
+        }
+        if !node.linked {
+            // The kernel looks the name up again and finds what is there now.
+            return Err(VolumeError::Stale);
+        }
+        if !request.writable {
+            let live = self.live_for(&mut inner, ino)?;
+            return Ok(OpenOutcome::Ready(self.handle(&mut inner, ino, live, false)));
+        }
+        inner.writable()?;
+        if request.truncate
+            && let Some(fetch) = self.truncate_locked(&mut inner, ino, 0)?
+        {
+            return Ok(OpenOutcome::Fetch(fetch));
+        }
+        let live = self.live_for(&mut inner, ino)?;
+        if !live.is_complete() {
+            return Ok(OpenOutcome::Fetch(live));
+        }
+        self.mark_suspect(&mut inner, ino, &live)?;
+        Ok(OpenOutcome::Ready(self.handle(&mut inner, ino, live, true)))
+    }
+
+    /// The live content of a file, opening or preparing it.
+    pub(super) fn live_for(&self, inner: &mut Inner, ino: Ino) -> Result<Arc<LiveContent>> {
+        let content = *inner.tree.get(ino).and_then(|n| n.content()).ok_or(VolumeError::Stale)?;
+        if let Some(live) = content.id.and_then(|id| inner.live.get(&id)) {
+            return Ok(Arc::clone(live));
+        }
+        if let Some(id) = content.id
+            && let Some(row) = inner.content_rows.get(&id).cloned()
+        {
+            match self.contents.open_existing(id) {
+                Ok(file) => {
+                    let state = match row.present {
+                        None => FetchState::complete(row.version),
+                        Some(present) => FetchState { recorded: true, ..FetchState::partial(row.version, present) },
+                    };
+                    let live = Arc::new(LiveContent::new(id, ino, file, state));
+                    inner.live.insert(id, Arc::clone(&live));
+                    return Ok(live);
+                }
+                Err(error) if inner.version_of(ino).is_none() => return Err(error.into()),
+                Err(error) => tracing::warn!(%error, "a cached content is missing and will be fetched again"),
+            }
+        }
+        let version = inner.version_of(ino).ok_or(VolumeError::Stale)?;
+        let id = inner.new_content_id();
+        let file = self.contents.create(id)?;
+        let mut state = FetchState::partial(Some(version), crate::cache::RangeSet::default());
+        state.complete = content.remote.size == 0;
+        let live = Arc::new(LiveContent::new(id, ino, file, state));
+        inner.live.insert(id, Arc::clone(&live));
+        if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
+            content.id = Some(id);
+        }
+        if live.is_complete() {
+            self.stamp_mtime(inner, ino, &live);
+        }
+        Ok(live)
+    }
+
+    /// Records, before the first byte, that the content may change.
+    fn mark_suspect(&self, inner: &mut Inner, ino: Ino, live: &Arc<LiveContent>) -> Result<()> {
+        let Some(path) = inner.tree.path(ino) else { return Ok(()) };
+        let generation = inner.new_generation();
+        let row = match inner.deltas.get_mut(&path) {
+            Some(row) if matches!(row.delta, Delta::Put { origin: None, .. } | Delta::Put { suspect: true, .. }) => {
+                // A push that is under way must not clear what may be written from now on.
+                row.generation = generation;
+                return Ok(());
+            }
+            _ if !Inner::is_synced(&path) => return Ok(()),
+            _ => {
+                let origin = inner.version_of(ino);
+                inner.put_row(&path, origin, true)
+            }
+        };
+        self.reference.unlink(&path);
+        let mut changes = Changes::default();
+        self.record_content(inner, live, &mut changes)?;
+        changes.delta(&path, row);
+        if let Some(mut node) = inner.node_row(ino, &path) {
+            node.content = Some(live.id);
+            changes.node(&path, Some(node));
+        } else {
+            let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
+            let (kind, attrs) = (node.kind(), node.attrs_row());
+            let row = NodeRow { path: path.clone(), kind, content: Some(live.id), attrs };
+            changes.node(&path, Some(row));
+        }
+        inner.commit(changes)?;
+        live.state().recorded = true;
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Adds the row of a fetched content whose bytes are made durable here.
+    fn record_content(&self, inner: &Inner, live: &LiveContent, changes: &mut Changes) -> Result<()> {
+        let (recorded, version, present) = {
+            let state = live.state();
+            (state.recorded, state.version.clone(), (!state.complete).then(|| state.present.clone()))
+        };
+        if recorded && inner.content_rows.contains_key(&live.id) {
+            return Ok(());
+        }
+        live.file.sync_data().map_err(VolumeError::content("sync"))?;
+        changes.content(live.id, Some(ContentRow { stamp: complete_stamp(live, present.is_none())?, version, present }));
+        Ok(())
+    }
+
+    /// Changes the size of a file. `Some`: that content must be fetched first.
+    ///
+    /// # Errors
+    /// `IsDir`, `ReadOnly`, disk errors.
+    pub fn truncate(&self, ino: Ino, size: u64) -> Result<Option<Arc<LiveContent>>> {
+        let mut inner = self.lock();
+        inner.writable()?;
+        self.truncate_locked(&mut inner, ino, size)
+    }
+
+    fn truncate_locked(&self, inner: &mut Inner, ino: Ino, size: u64) -> Result<Option<Arc<LiveContent>>> {
+        let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
+        if node.is_dir() {
+            return Err(VolumeError::IsDir);
+        }
+        if !node.linked && node.content().is_none_or(|c| c.id.is_none()) {
+            return Err(VolumeError::Stale);
+        }
+        let complete = node.content().and_then(|c| c.id).is_some_and(|id| match inner.live.get(&id) {
+            Some(live) => live.is_complete(),
+            None => inner.content_rows.get(&id).is_some_and(|row| row.present.is_none()),
+        });
+        if !complete && size == 0 && node.linked {
+            return self.replace_with_empty(inner, ino).map(|()| None);
+        }
+        let live = self.live_for(inner, ino)?;
+        if !live.is_complete() {
+            return Ok(Some(live));
+        }
+        self.mark_suspect(inner, ino, &live)?;
+        live.modify(|file| file.set_len(size)).map_err(VolumeError::content("truncate"))?;
+        inner.touch_ctime(ino);
+        if live.writers() == 0 {
+            self.settle(inner, ino, &live)?;
+        }
+        if live.handles() == 0 {
+            self.retire(inner, ino, &live);
+        }
+        Ok(None)
+    }
+
+    /// Gives a file that is not here a new, empty content: nothing is fetched.
+    fn replace_with_empty(&self, inner: &mut Inner, ino: Ino) -> Result<()> {
+        let path = inner.tree.path(ino).ok_or(VolumeError::Stale)?;
+        let old = inner.tree.get(ino).and_then(|n| n.content()).and_then(|c| c.id);
+        let id = inner.new_content_id();
+        drop(self.contents.create(id)?);
+        self.reference.unlink(&path);
+        let mut changes = Changes::default();
+        let row = inner.put_row(&path, None, false);
+        changes.delta(&path, row);
+        changes.content(id, Some(ContentRow::changed()));
+        if let Some(old) = old {
+            changes.content(old, None);
+        }
+        let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
+        let (kind, attrs) = (node.kind(), node.attrs_row());
+        changes.node(&path, Some(NodeRow { path: path.clone(), kind, content: Some(id), attrs }));
+        inner.commit(changes)?;
+        if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
+            content.id = Some(id);
+            content.remote = Remote { size: 0, mtime: crate::datastore::now_nanos(), executable: content.remote.executable };
+        }
+        if let Some(node) = inner.tree.get_mut(ino) {
+            node.attrs_mut().mtime = None;
+        }
+        inner.touch_ctime(ino);
+        if let Some(old) = old {
+            self.discard_unless_live(inner, old);
+        }
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, handle: &Handle) {
+        let mut inner = self.lock();
+        let live = &handle.live;
+        if handle.writable
+            && live.drop_writer() == 0
+            && let Err(error) = self.settle(&mut inner, handle.ino, live)
+        {
+            // The suspect mark stays: the next push compares the bytes.
+            tracing::warn!(%error, "cannot record the end of writing");
+        }
+        live.drop_handle();
+        if live.handles() == 0 {
+            self.retire(&mut inner, handle.ino, live);
+        }
+        inner.tree.count_open(handle.ino, -1);
+    }
+
+    /// The last writer is gone: replaces the suspicion by the fact.
+    fn settle(&self, inner: &mut Inner, ino: Ino, live: &Arc<LiveContent>) -> Result<()> {
+        let Some(path) = inner.tree.path(ino) else { return Ok(()) };
+        let Some(row) = inner.deltas.get(&path).cloned() else { return Ok(()) };
+        let Delta::Put { origin, suspect: true } = row.delta else { return Ok(()) };
+        let mut changes = Changes::default();
+        if live.is_dirty() {
+            live.state().version = None;
+            let generation = inner.new_generation();
+            let delta = Delta::Put { origin: None, suspect: false };
+            changes.delta(&path, Some(DeltaRow { generation, delta, ..row }));
+            changes.content(live.id, Some(ContentRow::changed()));
+        } else if origin.as_ref().is_some_and(|o| o.key == path && Some(&o.entry) == inner.base_entry(&path))
+            && !self.attributes_differ(inner, ino, origin.as_ref().map(|o| &o.entry))
+        {
+            changes.delta(&path, None);
+        } else {
+            let delta = Delta::Put { origin, suspect: false };
+            changes.delta(&path, Some(DeltaRow { delta, ..row }));
+        }
+        inner.commit(changes)
+    }
+
+    /// Nobody has the content open any more.
+    pub(super) fn retire(&self, inner: &mut Inner, ino: Ino, live: &Arc<LiveContent>) {
+        let named = inner.tree.get(ino).filter(|n| n.linked).and_then(|n| n.content()).and_then(|c| c.id) == Some(live.id);
+        if !named {
+            inner.live.remove(&live.id);
+            if let Err(error) = self.contents.remove(live.id) {
+                tracing::warn!(%error, "a removed content stays until the next start");
+            }
+            return;
+        }
+        self.remember_stat(inner, ino, live);
+        let (recorded, busy) = {
+            let state = live.state();
+            (state.recorded, !state.in_flight.is_empty())
+        };
+        if recorded && !busy {
+            inner.live.remove(&live.id);
+        }
+    }
+
+    /// Copies size and mtime of a local content into its node.
+    pub(super) fn remember_stat(&self, inner: &mut Inner, ino: Ino, live: &LiveContent) {
+        if !live.is_complete() {
+            return;
+        }
+        match super::attributes::file_stat(&live.file) {
+            Ok((size, mtime)) => {
+                if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
+                    content.remote.size = size;
+                    content.remote.mtime = mtime;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot stat a local content"),
+        }
+    }
+
+    /// Makes everything about a file survive a power cut: bytes, name, rows.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub fn fsync(&self, live: &LiveContent) -> Result<()> {
+        live.file.sync_data().map_err(VolumeError::content("sync"))?;
+        self.sync_names()
+    }
+
+    /// Makes all names and rows so far survive a power cut.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub fn sync_names(&self) -> Result<()> {
+        self.contents.sync_dir()?;
+        Ok(self.lock().db.commit_durable()?)
+    }
+
+    /// Shows a file in `cache/` when it is complete, unchanged, and what the index says.
+    fn show_in_reference(&self, inner: &mut Inner, path: &str, live: &LiveContent) {
+        let fits = {
+            let state = live.state();
+            state.complete && state.version.as_ref().is_some_and(|v| Some(&v.entry) == inner.base_entry(path))
+        };
+        let plain = inner.tree.kind(live.ino) == Some(Kind::File);
+        if fits && plain && live.writers() == 0 && !inner.deltas.contains_key(path) {
+            self.reference.link(path, &live.file);
+        }
+    }
+
+    /// Records what was fetched since the last call, once its bytes are durable, and shows complete files in `cache/`.
+    ///
+    /// # Errors
+    /// Disk errors; nothing is recorded then.
+    pub fn record_fetched(&self) -> Result<()> {
+        let waiting: Vec<Arc<LiveContent>> = {
+            let inner = self.lock();
+            let mut waiting: Vec<_> = inner.live.values().filter(|l| !l.state().recorded).cloned().collect();
+            waiting.sort_by_key(|l| l.id);
+            waiting
+        };
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let mut rows = Vec::new();
+        for live in waiting {
+            // The snapshot first: what arrives after it is not covered by the sync.
+            let (version, present) = {
+                let mut state = live.state();
+                state.recorded = true;
+                (state.version.clone(), (!state.complete).then(|| state.present.clone()))
+            };
+            if let Err(error) = live.file.sync_data() {
+                live.state().recorded = false;
+                return Err(VolumeError::content("sync")(error));
+            }
+            let stamp = complete_stamp(&live, present.is_none())?;
+            rows.push((live, ContentRow { version, present, stamp }));
+        }
+        let mut inner = self.lock();
+        let mut changes = Changes::default();
+        for (live, row) in &rows {
+            let Some(path) = inner.live_path(live) else { continue };
+            let node = inner.tree.get(live.ino).ok_or(VolumeError::Stale)?;
+            let node = NodeRow { path: path.clone(), kind: node.kind(), content: Some(live.id), attrs: node.attrs_row() };
+            changes.content(live.id, Some(row.clone()));
+            changes.node(&path, Some(node));
+        }
+        if let Err(error) = inner.commit(changes) {
+            rows.iter().for_each(|(live, _)| live.state().recorded = false);
+            return Err(error);
+        }
+        for (live, _) in &rows {
+            if let Some(path) = inner.live_path(live) {
+                self.show_in_reference(&mut inner, &path, live);
+            }
+            if live.handles() == 0 {
+                self.retire(&mut inner, live.ino, live);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,276 @@
+//! Start: state.db and the saved base become the tree, whatever way the last process ended.
+//!
+//! Part of the volume. Invariant: nothing here needs the network; what a crash left half done (contents without rows,
+//! files open for writing) is found by looking at rows and at `data/`, never by walking the cache.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::attributes::file_stat;
+use super::inner::{Base, Inner, Stamp};
+use super::{Result, Volume};
+use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, NodeRow};
+use crate::cache::saved_base::{self, BaseRecord};
+use crate::cache::{ContentId, Contents, StateDb, reference::ReferenceCache};
+use crate::datastore::{Index, RelPath};
+use crate::tree::{Content, Ino, NodeData, Remote, Tree};
+
+/// How a volume is opened.
+#[derive(Clone, Debug)]
+pub struct VolumeOptions {
+    /// The cache directory.
+    pub root: PathBuf,
+    /// Owner of what has no owner of its own.
+    pub uid: u32,
+    /// Group likewise.
+    pub gid: u32,
+    /// Permission bits taken away from what has no mode of its own.
+    pub umask: u32,
+    /// Bytes of the prefix before every relative path in an object key.
+    pub key_prefix_len: usize,
+    /// Turns changes away.
+    pub read_only: bool,
+    /// This machine's name in conflict names.
+    pub host: String,
+    /// When the mount began, ns since the epoch: the mtime of directories that nobody touched.
+    pub started_at: i64,
+}
+
+impl Volume {
+    /// Opens the cache directory and builds the view of the saved base and the delta.
+    ///
+    /// # Errors
+    /// When the directory or state.db cannot be used.
+    pub fn load(options: VolumeOptions) -> Result<Self> {
+        let db = StateDb::open(&options.root)?;
+        let contents = Contents::open(&options.root)?;
+        let reference = ReferenceCache::open(&options.root)?;
+        let base = load_base(&options, &db)?;
+        let loaded = db.load()?;
+        let stamp = db.meta("reference")?;
+
+        let mut builder = Builder {
+            contents: &contents,
+            rows: loaded.contents.into_iter().collect(),
+            deltas: loaded.deltas.into_iter().collect(),
+            tree: Tree::default(),
+            base: &base.index,
+        };
+        builder.base_entries();
+        builder.directories(&loaded.nodes);
+        builder.files(loaded.nodes);
+        builder.origin_only_puts();
+        let Builder { rows, deltas, tree, .. } = builder;
+
+        let now = Instant::now();
+        let ids = contents.ids()?;
+        let next_content = ids.iter().chain(rows.keys()).map(|id| id.0).max().unwrap_or(0);
+        let inner = Inner {
+            tree,
+            db,
+            base,
+            stamps: deltas.keys().map(|p| (p.clone(), Stamp { first: now, last: now })).collect(),
+            next_generation: deltas.values().map(|r| r.generation).max().unwrap_or(0),
+            deltas,
+            content_rows: rows,
+            pending_deletes: loaded.pending_deletes.into_iter().collect(),
+            live: HashMap::new(),
+            next_content,
+            read_only: options.read_only.then(|| "mounted with --read-only".to_owned()),
+            shadowed: BTreeMap::new(),
+        };
+        let volume =
+            Self { options, contents, reference, inner: Mutex::new(inner), changed: tokio::sync::Notify::new(), fetched: tokio::sync::Notify::new() };
+        volume.collect_garbage(&ids);
+        volume.reconcile(stamp)?;
+        volume.reference.mark_lazy()?;
+        volume.record_reference_stamp()?;
+        Ok(volume)
+    }
+
+    /// Contents without a row: a process ended between making the file and recording it, or between the two of a removal.
+    fn collect_garbage(&self, ids: &[ContentId]) {
+        let inner = self.lock();
+        let named: HashSet<ContentId> = inner.content_rows.keys().copied().collect();
+        for id in ids.iter().filter(|id| !named.contains(id)) {
+            if let Err(error) = self.contents.remove(*id) {
+                tracing::warn!(%error, "cannot remove an unused content");
+            }
+        }
+    }
+
+    /// Ends the use of the volume: what was fetched is recorded, and `cache/` says what it holds.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub fn close(&self) -> Result<()> {
+        self.record_fetched()?;
+        let base = self.base();
+        let (files, _, removals) = self.pending_counts();
+        let unpushed = files + removals > 0 || !self.lock().deltas.is_empty();
+        if !unpushed
+            && let Some(fingerprint) = base.fingerprint()
+            && base.index.len() <= self.lock().content_rows.len() + 1
+        {
+            self.reference.finish(&base.index, &fingerprint)?;
+        }
+        self.record_reference_stamp()?;
+        Ok(self.lock().db.checkpoint()?)
+    }
+}
+
+fn load_base(options: &VolumeOptions, db: &StateDb) -> Result<Base> {
+    let none = Base { index: Arc::new(Index::empty()), record: None };
+    let Some(record) = db.meta::<BaseRecord>("base")? else { return Ok(none) };
+    let parsed = saved_base::read(&options.root, record.number).map_err(|e| e.to_string());
+    match parsed.and_then(|bytes| Index::parse(&bytes).map_err(|e| e.to_string())) {
+        Ok(index) => Ok(Base { index: Arc::new(index), record: Some(record) }),
+        Err(error) => {
+            // Without fingerprint the next read is a whole one; the record says that this source had an index.
+            tracing::warn!(error, "the saved base cannot be read; the index must be read from the bucket");
+            Ok(Base { record: Some(BaseRecord { fingerprint: None, ..record }), ..none })
+        }
+    }
+}
+
+struct Builder<'a> {
+    contents: &'a Contents,
+    rows: HashMap<ContentId, ContentRow>,
+    deltas: BTreeMap<String, DeltaRow>,
+    tree: Tree,
+    base: &'a Index,
+}
+
+impl Builder<'_> {
+    fn base_entries(&mut self) {
+        for (path, entry) in self.base.entries() {
+            if self.deltas.contains_key(path.as_str()) {
+                continue;
+            }
+            if let Ok(parent) = self.tree.make_dirs(path.parent().unwrap_or("")) {
+                self.tree.insert(parent, path.name(), super::rebase::remote_file(entry));
+            }
+        }
+        let marked: Vec<RelPath> = self.base.marked_directories().collect();
+        for path in marked {
+            self.explicit_directory(path.as_str());
+        }
+    }
+
+    fn explicit_directory(&mut self, path: &str) -> Option<Ino> {
+        let ino = self.tree.make_dirs(path).ok()?;
+        self.tree.get_mut(ino)?.explicit = true;
+        Some(ino)
+    }
+
+    fn directories(&mut self, nodes: &[NodeRow]) {
+        for row in nodes.iter().filter(|row| row.kind == Kind::Dir) {
+            if let Some(ino) = self.explicit_directory(&row.path)
+                && let Some(node) = self.tree.get_mut(ino)
+                && !row.attrs.is_empty()
+            {
+                node.attrs = Some(Box::new(row.attrs.clone()));
+            }
+        }
+    }
+
+    fn files(&mut self, nodes: Vec<NodeRow>) {
+        for row in nodes.into_iter().filter(|row| row.kind != Kind::Dir) {
+            let unsynced = !Inner::is_synced(&row.path);
+            let put = matches!(self.deltas.get(&row.path), Some(DeltaRow { delta: Delta::Put { .. }, .. }));
+            let content = row.content.filter(|id| self.rows.contains_key(id));
+            if put || unsynced {
+                self.local_file(row, content);
+            } else {
+                self.cached_file(row, content);
+            }
+        }
+    }
+
+    /// A file that the delta puts here, or that never leaves this machine.
+    fn local_file(&mut self, row: NodeRow, content: Option<ContentId>) {
+        let origin = match self.deltas.get(&row.path).map(|d| &d.delta) {
+            Some(Delta::Put { origin, .. }) => origin.as_ref(),
+            _ => None,
+        };
+        let mut remote = origin.map(|o| Remote::of(&o.entry)).unwrap_or_default();
+        if let Some(id) = content
+            && self.rows.get(&id).is_some_and(|r| r.present.is_none())
+        {
+            match self.contents.open_existing(id).map(|file| file_stat(&file)) {
+                Ok(Ok((size, mtime))) => (remote.size, remote.mtime) = (size, mtime),
+                Ok(Err(error)) => tracing::error!(path = row.path, %error, "the content of an unpushed file cannot be read"),
+                Err(error) => tracing::error!(path = row.path, %error, "the content of an unpushed file is missing"),
+            }
+        }
+        self.place(row, Content { id: content, remote });
+    }
+
+    /// A file of the base with something local about it.
+    fn cached_file(&mut self, row: NodeRow, content: Option<ContentId>) {
+        let Some(entry) = self.base.get(&row.path) else { return self.forget(content) };
+        let content = content.filter(|id| {
+            self.rows.get(id).and_then(|r| r.version.as_ref()).is_some_and(|v| v.entry == *entry)
+        });
+        let mut remote = Remote::of(entry);
+        if let Some(stamp) = content.and_then(|id| self.rows.get(&id)).and_then(|r| r.stamp) {
+            remote.mtime = stamp.mtime;
+        }
+        if content.is_none() {
+            self.forget(row.content);
+        }
+        self.place(row, Content { id: content, remote });
+    }
+
+    fn forget(&mut self, content: Option<ContentId>) {
+        // The row stays in state.db until the path changes; the file is collected with it at the next start.
+        if let Some(id) = content {
+            self.rows.remove(&id);
+        }
+    }
+
+    fn place(&mut self, row: NodeRow, content: Content) {
+        let data = if row.kind == Kind::Symlink { NodeData::Symlink(content) } else { NodeData::File(content) };
+        let (dir, name) = row.path.rsplit_once('/').unwrap_or(("", &row.path));
+        let Ok(parent) = self.tree.make_dirs(dir) else {
+            tracing::error!(path = row.path, "an unpushed file has no place in the tree");
+            return;
+        };
+        if let Some(existing) = self.tree.child(parent, name) {
+            if self.tree.kind(existing) == Some(Kind::Dir) {
+                return;
+            }
+            self.tree.unlink(existing);
+        }
+        let ino = self.tree.insert(parent, name, data);
+        if let Some(node) = self.tree.get_mut(ino)
+            && !row.attrs.is_empty()
+        {
+            node.attrs = Some(Box::new(row.attrs));
+        }
+    }
+
+    /// Puts that have no node row: nothing local but the change itself.
+    fn origin_only_puts(&mut self) {
+        let missing: Vec<(String, NodeData)> = self
+            .deltas
+            .iter()
+            .filter(|(path, _)| self.tree.find(path).is_none())
+            .filter_map(|(path, row)| match &row.delta {
+                Delta::Put { origin: Some(origin), .. } => {
+                    Some((path.clone(), super::rebase::remote_file(&origin.entry)))
+                }
+                _ => None,
+            })
+            .collect();
+        for (path, data) in missing {
+            let (dir, name) = path.rsplit_once('/').unwrap_or(("", &path));
+            if let Ok(parent) = self.tree.make_dirs(dir) {
+                self.tree.insert(parent, name, data);
+            }
+        }
+    }
+}
+

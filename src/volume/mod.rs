@@ -1,0 +1,95 @@
+//! The local side of a mounted datastore: names, contents and unpushed changes, kept consistent in memory and in
+//! state.db. View = base ⊕ delta.
+//!
+//! Depends on `tree`, `cache` and `datastore`; makes no request. Invariants: every operation is one transaction of
+//! state.db, committed before memory changes and before the caller is answered; nothing is removed from disk that a row
+//! still names. Lock order: [`Volume::inner`] (the volume lock) before the state lock of one [`LiveContent`]; neither is
+//! held across a network wait or a kernel notification.
+
+mod attributes;
+mod conflict;
+mod delta;
+mod error;
+mod fetching;
+mod files;
+mod inner;
+mod live;
+mod load;
+mod naming;
+mod pushing;
+mod rebase;
+mod reconcile;
+mod rename;
+
+pub use attributes::{SetAttributes, Stat};
+pub use error::VolumeError;
+pub use fetching::Census;
+pub use files::{Handle, OpenOutcome, OpenRequest};
+pub use live::{FetchState, LiveContent, Stable};
+pub use load::VolumeOptions;
+pub use naming::DirEntry;
+pub use pushing::{Outcome, PlannedPut, PlannedRow, PushPlan, PushSelection, Settled};
+pub use rebase::{NewBase, Notice};
+pub use rename::RenameMode;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::cache::Contents;
+use crate::cache::reference::ReferenceCache;
+use inner::Inner;
+
+/// What this layer answers with.
+pub type Result<T> = std::result::Result<T, VolumeError>;
+
+/// The local side of one mounted datastore.
+pub struct Volume {
+    options: VolumeOptions,
+    contents: Contents,
+    reference: ReferenceCache,
+    inner: Mutex<Inner>,
+    /// Wakes the background flush when something was changed.
+    changed: tokio::sync::Notify,
+    /// Wakes the recorder of fetched contents.
+    fetched: tokio::sync::Notify,
+}
+
+impl Volume {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic in one operation must not take the mount away from all others; transactions keep the rows whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when something was changed since the last call.
+    pub async fn wait_for_change(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Options it was opened with.
+    pub fn options(&self) -> &VolumeOptions {
+        &self.options
+    }
+
+    /// The base in view: its index and fingerprint.
+    pub fn base(&self) -> inner::Base {
+        self.lock().base.clone()
+    }
+
+    /// Turns all further changes away with EROFS.
+    pub fn make_read_only(&self, reason: String) {
+        self.lock().read_only = Some(reason);
+    }
+
+    /// Why changes are turned away, if they are.
+    pub fn read_only_reason(&self) -> Option<String> {
+        self.lock().read_only.clone()
+    }
+
+    /// The open content of a file that is being read or written, if any.
+    pub fn live(&self, ino: crate::tree::Ino) -> Option<Arc<LiveContent>> {
+        let inner = self.lock();
+        let id = inner.tree.get(ino)?.content()?.id?;
+        inner.live.get(&id).cloned()
+    }
+}
+
+pub use inner::Base;

@@ -1,0 +1,311 @@
+//! Operations on names: lookup, listing, create, mkdir, symlink, unlink, rmdir.
+//!
+//! Part of the volume; the rules of names (`docs/semantics.md`, "Names") are enforced here and in `rename`.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::delta::Changes;
+use super::files::Handle;
+use super::inner::Inner;
+use super::live::{FetchState, LiveContent};
+use super::{Result, Stat, Volume, VolumeError};
+use crate::cache::rows::{Attrs, ContentRow, Kind, NodeRow};
+use crate::datastore::{NameClass, classify, now_nanos};
+use crate::tree::{Children, Content, Ino, NodeData, ROOT, Remote};
+
+/// Longest name in a directory, in bytes.
+pub const NAME_MAX: usize = 255;
+/// Longest object key that S3 takes, in bytes.
+pub const KEY_MAX: usize = 1024;
+
+/// One name of a directory.
+#[derive(Clone, Debug)]
+pub struct DirEntry {
+    /// The name.
+    pub name: Box<str>,
+    /// Its inode.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: Kind,
+}
+
+impl Volume {
+    /// Checks a name from outside.
+    ///
+    /// # Errors
+    /// `NotUtf8`, `NameTooLong`.
+    pub fn check_name(name: &std::ffi::OsStr) -> Result<&str> {
+        if name.len() > NAME_MAX {
+            return Err(VolumeError::NameTooLong(NAME_MAX));
+        }
+        name.to_str().ok_or(VolumeError::NotUtf8)
+    }
+
+    /// Finds a name; the kernel is counted as knowing the inode.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDir`.
+    pub fn lookup(&self, parent: Ino, name: &str) -> Result<Stat> {
+        let mut inner = self.lock();
+        match inner.tree.get(parent) {
+            None => return Err(VolumeError::Stale),
+            Some(node) if !node.is_dir() => return Err(VolumeError::NotDir),
+            Some(_) => {}
+        }
+        let ino = inner.tree.child(parent, name).ok_or(VolumeError::NotFound)?;
+        inner.tree.remember(ino);
+        self.stat_locked(&inner, ino)
+    }
+
+    /// The parent of a directory (the root's is the root).
+    pub fn parent(&self, ino: Ino) -> Ino {
+        self.lock().tree.get(ino).map_or(ROOT, |n| n.parent)
+    }
+
+    /// The kernel dropped references to an inode.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.lock().tree.forget(ino, count);
+    }
+
+    /// All names of a directory.
+    ///
+    /// # Errors
+    /// `NotDir`, `Stale`.
+    pub fn list(&self, dir: Ino) -> Result<Vec<DirEntry>> {
+        let inner = self.lock();
+        let children = inner.tree.get(dir).ok_or(VolumeError::Stale)?.children().ok_or(VolumeError::NotDir)?;
+        let entry = |(name, ino): (&Box<str>, &Ino)| {
+            inner.tree.kind(*ino).map(|kind| DirEntry { name: name.clone(), ino: *ino, kind })
+        };
+        Ok(children.iter().filter_map(entry).collect())
+    }
+
+    /// Attributes of a listed name, if it still is that inode; the kernel is counted as knowing it.
+    pub fn lookup_listed(&self, dir: Ino, entry: &DirEntry) -> Option<Stat> {
+        let mut inner = self.lock();
+        (inner.tree.child(dir, &entry.name) == Some(entry.ino)).then_some(())?;
+        let stat = self.stat_locked(&inner, entry.ino).ok()?;
+        inner.tree.remember(entry.ino);
+        Some(stat)
+    }
+
+    /// Checks that `name` can be made in `parent` and returns its path.
+    pub(super) fn check_new_name(&self, inner: &Inner, parent: Ino, name: &str) -> Result<String> {
+        inner.writable()?;
+        let node = inner.tree.get(parent).ok_or(VolumeError::Stale)?;
+        if !node.is_dir() {
+            return Err(VolumeError::NotDir);
+        }
+        let path = inner.tree.child_path(parent, name).ok_or(VolumeError::NotFound)?;
+        if self.options.key_prefix_len + path.len() > KEY_MAX {
+            return Err(VolumeError::NameTooLong(KEY_MAX));
+        }
+        if classify(&path) == NameClass::Reserved {
+            return Err(VolumeError::NotPermitted("_index and _control belong to the bucket's own bookkeeping"));
+        }
+        Ok(path)
+    }
+
+    fn check_free(&self, inner: &Inner, parent: Ino, name: &str) -> Result<String> {
+        let path = self.check_new_name(inner, parent, name)?;
+        match inner.tree.child(parent, name) {
+            Some(_) => Err(VolumeError::Exists),
+            None => Ok(path),
+        }
+    }
+
+    fn new_attrs(mode: u32, uid: u32, gid: u32) -> Attrs {
+        let now = now_nanos();
+        Attrs { mode: Some(mode & 0o7777), uid: Some(uid), gid: Some(gid), ctime: Some(now), ..Attrs::default() }
+    }
+
+    /// A new directory with its group inherited where the parent says so.
+    ///
+    /// # Errors
+    /// `Exists`, `NotPermitted`, `NameTooLong`, `ReadOnly`, disk errors.
+    pub fn mkdir(&self, parent: Ino, name: &str, mode: u32, uid: u32, gid: u32) -> Result<Stat> {
+        let mut inner = self.lock();
+        let path = self.check_free(&inner, parent, name)?;
+        let (gid, mode) = self.inherit_group(&inner, parent, gid, mode, true);
+        let mut attrs = Self::new_attrs(mode, uid, gid);
+        attrs.mtime = attrs.ctime;
+        let mut changes = Changes::default();
+        changes.node(&path, Some(NodeRow { path: path.clone(), kind: Kind::Dir, content: None, attrs: attrs.clone() }));
+        inner.commit(changes)?;
+        let ino = inner.tree.insert(parent, name, NodeData::Dir(Children::default()));
+        if let Some(node) = inner.tree.get_mut(ino) {
+            node.explicit = true;
+            node.attrs = Some(Box::new(attrs));
+        }
+        inner.touch_directory(parent);
+        inner.tree.remember(ino);
+        self.stat_locked(&inner, ino)
+    }
+
+    fn inherit_group(&self, inner: &Inner, parent: Ino, gid: u32, mode: u32, dir: bool) -> (u32, u32) {
+        match self.stat_locked(inner, parent) {
+            Ok(stat) if stat.perm & 0o2000 != 0 => (stat.gid, if dir { mode | 0o2000 } else { mode }),
+            _ => (gid, mode),
+        }
+    }
+
+    /// A new file with local content; `bytes` is what it holds at first (the target of a symlink).
+    fn create_with(
+        &self,
+        inner: &mut Inner,
+        parent: Ino,
+        name: &str,
+        kind: Kind,
+        attrs: Attrs,
+        bytes: &[u8],
+    ) -> Result<(Ino, Arc<LiveContent>)> {
+        let path = self.check_free(inner, parent, name)?;
+        let id = inner.new_content_id();
+        let file = self.contents.create(id)?;
+        let row = ContentRow::changed();
+        let mut changes = Changes::default();
+        let commit = |inner: &mut Inner| -> Result<()> {
+            file.write_all_at(bytes, 0).map_err(VolumeError::content("write"))?;
+            changes.content(id, Some(row));
+            changes.node(
+                &path,
+                Some(NodeRow { path: path.clone(), kind, content: Some(id), attrs: attrs.clone() }),
+            );
+            let delta = inner.put_row(&path, None, false);
+            changes.delta(&path, delta);
+            inner.commit(changes)
+        };
+        if let Err(error) = commit(inner) {
+            if let Err(left) = self.contents.remove(id) {
+                tracing::warn!(%left, "a content that was not used stays until the next start");
+            }
+            return Err(error);
+        }
+        let remote = Remote { size: bytes.len() as u64, mtime: now_nanos(), executable: false };
+        let content = Content { id: Some(id), remote };
+        let data = if kind == Kind::Symlink { NodeData::Symlink(content) } else { NodeData::File(content) };
+        let ino = inner.tree.insert(parent, name, data);
+        if let Some(node) = inner.tree.get_mut(ino) {
+            node.attrs = Some(Box::new(attrs));
+        }
+        let live = Arc::new(LiveContent::new(id, ino, file, FetchState::complete(None)));
+        inner.touch_directory(parent);
+        inner.tree.remember(ino);
+        self.changed.notify_one();
+        Ok((ino, live))
+    }
+
+    /// A new empty file, open for reading and writing.
+    ///
+    /// # Errors
+    /// `Exists`, `NotPermitted`, `NameTooLong`, `ReadOnly`, disk errors.
+    pub fn create(
+        &self,
+        parent: Ino,
+        name: &str,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        writable: bool,
+    ) -> Result<(Stat, Handle)> {
+        let mut inner = self.lock();
+        let (gid, mode) = self.inherit_group(&inner, parent, gid, mode, false);
+        let attrs = Self::new_attrs(mode, uid, gid);
+        let (ino, live) = self.create_with(&mut inner, parent, name, Kind::File, attrs, &[])?;
+        inner.live.insert(live.id, Arc::clone(&live));
+        let handle = self.handle(&mut inner, ino, live, writable);
+        Ok((self.stat_locked(&inner, ino)?, handle))
+    }
+
+    /// A new empty file that is not opened (mknod).
+    ///
+    /// # Errors
+    /// As [`Volume::create`].
+    pub fn mknod(&self, parent: Ino, name: &str, mode: u32, uid: u32, gid: u32) -> Result<Stat> {
+        let mut inner = self.lock();
+        let (gid, mode) = self.inherit_group(&inner, parent, gid, mode, false);
+        let (ino, _) =
+            self.create_with(&mut inner, parent, name, Kind::File, Self::new_attrs(mode, uid, gid), &[])?;
+        self.stat_locked(&inner, ino)
+    }
+
+    /// A new symbolic link.
+    ///
+    /// # Errors
+    /// As [`Volume::create`]; `NotUtf8` for a target that could not be shown again elsewhere.
+    pub fn symlink(&self, parent: Ino, name: &str, target: &[u8], uid: u32, gid: u32) -> Result<Stat> {
+        let mut inner = self.lock();
+        let (gid, _) = self.inherit_group(&inner, parent, gid, 0, false);
+        let attrs = Self::new_attrs(0o777, uid, gid);
+        let (ino, _) = self.create_with(&mut inner, parent, name, Kind::Symlink, attrs, target)?;
+        self.stat_locked(&inner, ino)
+    }
+
+    /// Removes the name of a file; who has it open keeps it.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDir`, `ReadOnly`, disk errors.
+    pub fn unlink(&self, parent: Ino, name: &str) -> Result<()> {
+        let mut inner = self.lock();
+        inner.writable()?;
+        let ino = inner.tree.child(parent, name).ok_or(VolumeError::NotFound)?;
+        if inner.tree.kind(ino) == Some(Kind::Dir) {
+            return Err(VolumeError::IsDir);
+        }
+        let path = inner.tree.path(ino).ok_or(VolumeError::NotFound)?;
+        self.reference.unlink(&path);
+        let mut changes = Changes::default();
+        let row = if Inner::is_synced(&path) { inner.removal_row(&path) } else { None };
+        changes.delta(&path, row);
+        changes.node(&path, None);
+        inner.keep_directory(parent, ino, &mut changes);
+        let id = inner.tree.get(ino).and_then(|n| n.content()).and_then(|c| c.id);
+        if let Some(id) = id {
+            changes.content(id, None);
+        }
+        inner.commit(changes)?;
+        inner.tree.unlink(ino);
+        inner.touch_ctime(ino);
+        inner.touch_directory(parent);
+        if let Some(id) = id {
+            self.discard_unless_live(&inner, id);
+        }
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDir`, `NotEmpty`, `ReadOnly`, disk errors.
+    pub fn rmdir(&self, parent: Ino, name: &str) -> Result<()> {
+        let mut inner = self.lock();
+        inner.writable()?;
+        let ino = inner.tree.child(parent, name).ok_or(VolumeError::NotFound)?;
+        let node = inner.tree.get(ino).ok_or(VolumeError::NotFound)?;
+        match node.children() {
+            None => return Err(VolumeError::NotDir),
+            Some(children) if !children.is_empty() => return Err(VolumeError::NotEmpty),
+            Some(_) => {}
+        }
+        let path = inner.tree.path(ino).ok_or(VolumeError::NotFound)?;
+        let mut changes = Changes::default();
+        changes.node(&path, None);
+        inner.keep_directory(parent, ino, &mut changes);
+        inner.commit(changes)?;
+        inner.tree.unlink(ino);
+        inner.touch_directory(parent);
+        Ok(())
+    }
+
+    /// Removes the file of a content without a row, unless somebody has it open (then its last close does).
+    pub(super) fn discard_unless_live(&self, inner: &Inner, id: crate::cache::ContentId) {
+        if inner.live.contains_key(&id) {
+            return;
+        }
+        if let Err(error) = self.contents.remove(id) {
+            tracing::warn!(%error, content = %id, "a removed content stays until the next start");
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! The two ends of a push: what is to be pushed, and what became of it.
+//!
+//! Part of the volume; the requests in between are the business of `sync::push`. Invariant: a delta is cleared only when
+//! its generation and its content are still what the push saw; otherwise it stays and replaces what was pushed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::delta::Changes;
+use super::files::complete_stamp;
+use super::inner::Inner;
+use super::live::{LiveContent, Stable};
+use super::{Result, Volume, VolumeError};
+use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, PendingDelete, Replaced, UploadMark, Version};
+use crate::datastore::RelPath;
+use crate::store::Fingerprint;
+use crate::tree::Ino;
+
+/// Which changes to push.
+#[derive(Clone, Copy, Debug)]
+pub enum PushSelection {
+    /// All.
+    Everything,
+    /// Those that were left alone for a while, or wait for long.
+    Idle {
+        /// Without a change for so long.
+        quiet: Duration,
+        /// Or changed first so long ago.
+        max_age: Duration,
+    },
+}
+
+/// A file to put into the bucket.
+#[derive(Clone, Debug)]
+pub struct PlannedPut {
+    /// The file.
+    pub ino: Ino,
+    /// The same bytes in the bucket, if they are there; with `suspect` only perhaps.
+    pub origin: Option<Version>,
+    /// The content must be compared with `origin` first.
+    pub suspect: bool,
+    /// Git mode for the entry.
+    pub mode: Option<&'static str>,
+    /// Modification time, ns since the epoch.
+    pub mtime: i64,
+}
+
+/// One change to push.
+#[derive(Clone, Debug)]
+pub struct PlannedRow {
+    /// Where.
+    pub path: RelPath,
+    /// Its generation when planned.
+    pub generation: u64,
+    /// What it replaces in the bucket.
+    pub replaces: Option<Replaced>,
+    /// An upload that an earlier push began.
+    pub upload: Option<UploadMark>,
+    /// The file; `None`: a removal.
+    pub put: Option<PlannedPut>,
+}
+
+/// A snapshot of what is to be pushed.
+#[derive(Clone, Debug, Default)]
+pub struct PushPlan {
+    /// Changes.
+    pub rows: Vec<PlannedRow>,
+    /// Objects to delete.
+    pub deletes: Vec<(String, PendingDelete)>,
+}
+
+impl PushPlan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.deletes.is_empty()
+    }
+}
+
+/// What a push made of a change.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The index has this entry for it now.
+    Put(Version),
+    /// The index has no entry for it any more.
+    Removed,
+    /// The remote version stays; our change (a removal, or of attributes only) is dropped.
+    Superseded,
+    /// The remote version keeps the name; ours goes on under another one, still to be pushed.
+    Conflict(RelPath),
+}
+
+/// One change after its push.
+#[derive(Debug)]
+pub struct Settled {
+    /// Where.
+    pub path: RelPath,
+    /// The generation that was pushed.
+    pub generation: u64,
+    /// The content that was uploaded, if somebody had it open, and when it was read.
+    pub read: Option<(Arc<LiveContent>, Stable)>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+impl Volume {
+    /// Snapshot of what is to be pushed. Whatever copies from an object is planned with whatever changes that object.
+    pub fn plan_push(&self, selection: PushSelection) -> PushPlan {
+        let inner = self.lock();
+        let now = Instant::now();
+        let due = |path: &str, row: &DeltaRow| match selection {
+            PushSelection::Everything => true,
+            PushSelection::Idle { quiet, max_age } => {
+                let stamp = inner.stamps.get(path);
+                let written = self.live_of(&inner, path, row).and_then(|live| live.last_write());
+                let last = stamp.map(|s| s.last).into_iter().chain(written).max();
+                last.is_none_or(|at| now.duration_since(at) >= quiet)
+                    || stamp.is_some_and(|s| now.duration_since(s.first) >= max_age)
+            }
+        };
+        let mut chosen: Vec<&String> = Vec::new();
+        let mut rest: Vec<(&String, &DeltaRow)> = Vec::new();
+        for (path, row) in &inner.deltas {
+            if self.needs_push(&inner, path, row) {
+                if due(path, row) { chosen.push(path) } else { rest.push((path, row)) }
+            }
+        }
+        let touched: std::collections::HashSet<&str> = chosen.iter().map(|p| p.as_str()).collect();
+        let copies_from_touched = |row: &DeltaRow| match &row.delta {
+            Delta::Put { origin: Some(origin), .. } => touched.contains(origin.key.as_str()),
+            _ => false,
+        };
+        let dragged: Vec<&String> = rest.iter().filter(|(_, row)| copies_from_touched(row)).map(|(p, _)| *p).collect();
+        chosen.extend(dragged);
+        let rows = chosen.into_iter().filter_map(|path| self.planned_row(&inner, path)).collect();
+        let deletes = inner.pending_deletes.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        PushPlan { rows, deletes }
+    }
+
+    fn live_of(&self, inner: &Inner, path: &str, row: &DeltaRow) -> Option<Arc<LiveContent>> {
+        matches!(row.delta, Delta::Put { .. }).then_some(())?;
+        let id = inner.tree.get(inner.tree.find(path)?)?.content()?.id?;
+        inner.live.get(&id).cloned()
+    }
+
+    /// A file that is only open for writing, without a change, has nothing to push.
+    pub(super) fn needs_push(&self, inner: &Inner, path: &str, row: &DeltaRow) -> bool {
+        let Delta::Put { origin: Some(origin), suspect: true } = &row.delta else { return true };
+        match self.live_of(inner, path, row) {
+            Some(live) if !live.is_dirty() => {
+                let ino = inner.tree.find(path);
+                origin.key != path || ino.is_some_and(|ino| self.attributes_differ(inner, ino, Some(&origin.entry)))
+            }
+            _ => true,
+        }
+    }
+
+    fn planned_row(&self, inner: &Inner, path: &str) -> Option<PlannedRow> {
+        let row = inner.deltas.get(path)?;
+        let put = match &row.delta {
+            Delta::Remove => None,
+            Delta::Put { origin, suspect } => {
+                let ino = inner.tree.find(path)?;
+                let stat = self.stat_locked(inner, ino).ok()?;
+                let live = self.live_of(inner, path, row);
+                let dirty = live.as_ref().is_some_and(|l| l.is_dirty());
+                let mode = match stat.kind {
+                    Kind::Symlink => Some("120000"),
+                    Kind::File if stat.perm & 0o100 != 0 => Some("100755"),
+                    _ => None,
+                };
+                Some(PlannedPut {
+                    ino,
+                    origin: if dirty { None } else { inner.version_of(ino).or_else(|| origin.clone()) },
+                    suspect: *suspect && !dirty && live.is_none(),
+                    mode,
+                    mtime: stat.mtime,
+                })
+            }
+        };
+        Some(PlannedRow {
+            path: RelPath::parse(path).ok()?,
+            generation: row.generation,
+            replaces: row.replaces.clone(),
+            upload: row.upload.clone(),
+            put,
+        })
+    }
+
+    /// Opens the content of a planned file for reading; close it with [`Volume::close_pushed`].
+    ///
+    /// # Errors
+    /// `Stale` when the row changed since, disk errors.
+    pub fn open_for_push(&self, row: &PlannedRow, ino: Ino) -> Result<Arc<LiveContent>> {
+        let mut inner = self.lock();
+        if inner.deltas.get(row.path.as_str()).is_none_or(|now| now.generation != row.generation) {
+            return Err(VolumeError::Stale);
+        }
+        let live = self.live_for(&mut inner, ino)?;
+        live.add_handle();
+        inner.tree.count_open(ino, 1);
+        Ok(live)
+    }
+
+    /// Ends [`Volume::open_for_push`].
+    pub fn close_pushed(&self, live: &Arc<LiveContent>) {
+        let mut inner = self.lock();
+        live.drop_handle();
+        if live.handles() == 0 {
+            self.retire(&mut inner, live.ino, live);
+        }
+        inner.tree.count_open(live.ino, -1);
+    }
+
+    /// Records that an upload begins. `false`: the change is not what it was; do not upload.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub fn mark_upload(&self, path: &RelPath, generation: u64, mark: &UploadMark) -> Result<bool> {
+        let mut inner = self.lock();
+        let Some(row) = inner.deltas.get(path.as_str()).filter(|row| row.generation == generation) else {
+            return Ok(false);
+        };
+        let row = DeltaRow { upload: Some(mark.clone()), ..row.clone() };
+        let stamp = inner.stamps.get(path.as_str()).copied();
+        let mut changes = Changes::default();
+        changes.delta(path.as_str(), Some(row));
+        inner.commit(changes)?;
+        if let Some(stamp) = stamp {
+            inner.stamps.insert(path.to_string(), stamp);
+        }
+        Ok(true)
+    }
+
+    /// Whether somebody still reads an object that is to be deleted: the deletion waits.
+    pub fn is_read_from(&self, key: &str) -> bool {
+        let inner = self.lock();
+        inner.live.values().any(|live| {
+            let state = live.state();
+            live.handles() > 0 && !state.complete && state.version.as_ref().is_some_and(|v| v.key == key)
+        })
+    }
+
+    /// Remembers an object to delete later.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub fn set_pending_delete(&self, key: &str, row: Option<PendingDelete>) -> Result<()> {
+        let mut changes = Changes::default();
+        changes.pending_delete(key, row);
+        self.lock().commit(changes)
+    }
+
+    /// Row changes for one settled change. Runs before the new base is applied.
+    pub(super) fn settle_row(&self, inner: &mut Inner, settled: &Settled, changes: &mut Changes) -> Result<()> {
+        let path = settled.path.as_str();
+        let row = inner.deltas.get(path).cloned();
+        let same = row.as_ref().is_some_and(|row| row.generation == settled.generation);
+        match &settled.outcome {
+            Outcome::Put(version) => {
+                let unchanged = settled.read.as_ref().is_none_or(|(live, stable)| live.clean_if_unchanged(*stable));
+                let replaced = Replaced { entry: version.entry.clone(), fingerprint: version.fingerprint.clone() };
+                match row {
+                    Some(row) if same && unchanged => self.settle_put(inner, path, row, version, replaced, changes)?,
+                    Some(row) => {
+                        changes.delta(path, Some(DeltaRow { replaces: Some(replaced), upload: None, ..row }));
+                    }
+                    None => {
+                        // Removed here while it was on its way.
+                        let generation = inner.new_generation();
+                        let delta = Delta::Remove;
+                        changes.delta(path, Some(DeltaRow { generation, delta, replaces: Some(replaced), upload: None }));
+                    }
+                }
+            }
+            Outcome::Removed | Outcome::Superseded if same => {
+                changes.delta(path, None);
+            }
+            Outcome::Removed => {
+                if let Some(row) = row {
+                    changes.delta(path, Some(DeltaRow { replaces: None, upload: None, ..row }));
+                }
+            }
+            Outcome::Superseded | Outcome::Conflict(_) => {}
+        }
+        Ok(())
+    }
+
+    fn settle_put(
+        &self,
+        inner: &mut Inner,
+        path: &str,
+        row: DeltaRow,
+        version: &Version,
+        replaced: Replaced,
+        changes: &mut Changes,
+    ) -> Result<()> {
+        let Some(ino) = inner.tree.find(path) else { return Ok(()) };
+        let id = inner.tree.get(ino).and_then(|n| n.content()).and_then(|c| c.id);
+        let live = id.and_then(|id| inner.live.get(&id)).cloned();
+        if let Some(live) = &live {
+            live.state().version = Some(version.clone());
+        }
+        if let Some(id) = id
+            && let Some(known) = inner.content_rows.get(&id)
+        {
+            let stamp = match (&live, known.present.is_none()) {
+                (_, false) => None,
+                (Some(live), true) => complete_stamp(live, true)?,
+                (None, true) => {
+                    let node = inner.tree.get(ino).and_then(|n| n.content().copied());
+                    node.map(|c| crate::cache::rows::FileStamp { size: c.remote.size, mtime: c.remote.mtime })
+                }
+            };
+            let row = ContentRow { version: Some(version.clone()), present: known.present.clone(), stamp };
+            changes.content(id, Some(row));
+        }
+        if live.as_ref().is_some_and(|l| l.writers() > 0) {
+            // Still open for writing: what is written next must be found after a crash.
+            let delta = Delta::Put { origin: Some(version.clone()), suspect: true };
+            let generation = row.generation;
+            changes.delta(path, Some(DeltaRow { generation, delta, replaces: Some(replaced), upload: None }));
+        } else {
+            changes.delta(path, None);
+            if let Some(node) = inner.node_row(ino, path) {
+                changes.node(path, Some(node));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is not in the bucket yet: files, their bytes, removals (pending deletions included).
+    pub fn pending_counts(&self) -> (u64, u64, u64) {
+        let inner = self.lock();
+        let (mut files, mut bytes, mut removals) = (0, 0, inner.pending_deletes.len() as u64);
+        for (path, row) in inner.deltas.iter().filter(|(path, row)| self.needs_push(&inner, path, row)) {
+            match &row.delta {
+                Delta::Remove => removals += 1,
+                Delta::Put { origin, .. } => {
+                    files += 1;
+                    if origin.is_none() {
+                        let stat = inner.tree.find(path).and_then(|ino| self.stat_locked(&inner, ino).ok());
+                        bytes += stat.map_or(0, |s| s.size);
+                    }
+                }
+            }
+        }
+        (files, bytes, removals)
+    }
+
+    /// The newest generation that needs a push; a flush is done when none of up to this is left.
+    pub fn unpushed_up_to(&self, generation: u64) -> usize {
+        let inner = self.lock();
+        inner.deltas.iter().filter(|(p, r)| r.generation <= generation && self.needs_push(&inner, p, r)).count()
+            + inner.pending_deletes.len()
+    }
+
+    /// The generation of the latest change.
+    pub fn generation(&self) -> u64 {
+        self.lock().next_generation
+    }
+
+    /// Fingerprint of the object that a file's version has, for callers that only know the path.
+    pub fn known_fingerprint(&self, path: &str) -> Option<Fingerprint> {
+        let inner = self.lock();
+        inner.version_of(inner.tree.find(path)?)?.fingerprint
+    }
+}

@@ -1,0 +1,393 @@
+//! A newer base under the same delta: what changed in the bucket appears in the tree, what was pushed becomes base.
+//!
+//! Part of the volume. Invariants: cleared rows and the base that holds their entries are one transaction, so no crash
+//! hides a pushed file; a replaced file is a new inode; links in `cache/` go before the newer index copy is stored.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use time::OffsetDateTime;
+
+use super::conflict::rows_for_new_name;
+use super::delta::Changes;
+use super::inner::{Base, Inner};
+use super::pushing::{Outcome, Settled};
+use super::{Result, Volume};
+use crate::cache::rows::{ContentRow, Delta, DeltaRow, Version};
+use crate::cache::saved_base::{self, BaseRecord};
+use crate::cache::{ContentId, StateDb};
+use crate::datastore::{Entry, EntryKind, Index, RelPath, now_nanos};
+use crate::store::Fingerprint;
+use crate::tree::{Content, Ino, NodeData, ROOT, Remote};
+
+/// A newer remote index, from the response that carried it or from our own PUT of it.
+#[derive(Clone)]
+pub struct NewBase {
+    /// The index.
+    pub index: Arc<Index>,
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// Its fingerprint.
+    pub fingerprint: Option<Fingerprint>,
+    /// The store's clock then.
+    pub server_date: Option<OffsetDateTime>,
+    /// There is no index yet: this one was made from a listing.
+    pub discovered: bool,
+}
+
+/// What the kernel must be told; sent without any lock.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Notice {
+    /// A name in a directory means something else now.
+    Entry {
+        /// The directory.
+        parent: Ino,
+        /// The name.
+        name: String,
+    },
+    /// The attributes of an inode changed.
+    Inode(Ino),
+}
+
+enum TreeStep {
+    Remove(Ino),
+    Insert { path: RelPath, data: NodeData, attrs: Option<Box<crate::cache::rows::Attrs>> },
+    Rename { ino: Ino, to: RelPath },
+    Refresh { ino: Ino, remote: Remote },
+}
+
+struct Work<'a> {
+    volume: &'a Volume,
+    inner: &'a mut Inner,
+    changes: Changes,
+    steps: Vec<TreeStep>,
+    dropped: Vec<ContentId>,
+    pushed: HashSet<String>,
+    moved: HashSet<String>,
+    notices: Vec<Notice>,
+}
+
+/// The file that an entry describes, not fetched.
+pub(super) fn remote_file(entry: &Entry) -> NodeData {
+    let content = Content { id: None, remote: Remote::of(entry) };
+    if entry.kind() == EntryKind::Symlink { NodeData::Symlink(content) } else { NodeData::File(content) }
+}
+
+impl Volume {
+    /// Takes a newer base and the results of a push into view. One at a time (the caller's duty).
+    ///
+    /// # Errors
+    /// Disk errors; nothing changed then.
+    pub fn rebase(&self, new: Option<NewBase>, settled: &[Settled]) -> Result<Vec<Notice>> {
+        let old = self.base();
+        let new_base = match &new {
+            Some(new) => Some(self.save_base(&old, new)?),
+            None => None,
+        };
+        let index = new_base.as_ref().map_or_else(|| Arc::clone(&old.index), |b| Arc::clone(&b.index));
+        let changed = if Arc::ptr_eq(&index, &old.index) { Vec::new() } else { differences(&old.index, &index) };
+
+        let mut guard = self.lock();
+        let mut work = Work {
+            volume: self,
+            inner: &mut guard,
+            changes: Changes::default(),
+            steps: Vec::new(),
+            dropped: Vec::new(),
+            pushed: HashSet::new(),
+            moved: HashSet::new(),
+            notices: Vec::new(),
+        };
+        let mut revealed: Vec<RelPath> = Vec::new();
+        for settled in settled {
+            work.settle(settled, &mut revealed)?;
+        }
+        for path in changed.iter().chain(&revealed) {
+            work.apply(path, index.get(path.as_str()))?;
+        }
+        if let Some(base) = &new_base
+            && let Some(record) = &base.record
+        {
+            work.changes.base(record.clone());
+        }
+        let notices = work.finish(new_base)?;
+        drop(guard);
+        if let Some(new) = &new {
+            self.store_index_copy(&new.bytes);
+        }
+        Ok(notices)
+    }
+
+    /// The base was confirmed by the store: nothing changed.
+    pub fn confirm_base(&self) {
+        if let Some(record) = &mut self.lock().base.record {
+            record.confirmed_at = now_nanos();
+        }
+    }
+
+    fn save_base(&self, old: &Base, new: &NewBase) -> Result<Base> {
+        let number = old.record.as_ref().map_or(1, |r| r.number + 1);
+        saved_base::write(&self.options.root, number, &new.bytes)?;
+        let record = BaseRecord {
+            number,
+            fingerprint: new.fingerprint.as_ref().map(|f| f.as_str().to_owned()),
+            server_date: new.server_date.map(OffsetDateTime::unix_timestamp),
+            discovered: new.discovered,
+            confirmed_at: now_nanos(),
+        };
+        Ok(Base { index: Arc::clone(&new.index), record: Some(record) })
+    }
+
+    fn store_index_copy(&self, bytes: &[u8]) {
+        let store = || -> Result<()> {
+            self.reference.store_index(bytes)?;
+            self.record_reference_stamp()
+        };
+        if let Err(error) = store() {
+            tracing::warn!(%error, "cache/ keeps an older index copy; the next mount looks through it");
+        }
+        if let Some(record) = self.base().record {
+            saved_base::remove_others(&self.options.root, record.number);
+        }
+    }
+
+    /// Remembers what index copy and sidecar look like, to see at the next start whether somebody else worked there.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub(super) fn record_reference_stamp(&self) -> Result<()> {
+        let stamp = self.reference.stamp()?;
+        let mut inner = self.lock();
+        let db: &mut StateDb = &mut inner.db;
+        let tx = db.begin()?;
+        tx.set_meta("reference", &stamp)?;
+        Ok(tx.commit()?)
+    }
+}
+
+/// Paths whose entry differs, removals first: a file may have become a directory.
+fn differences(old: &Index, new: &Index) -> Vec<RelPath> {
+    let listed = |index: &Index| index.entries().map(|(path, _)| path.clone()).collect::<HashSet<RelPath>>();
+    let (before, after) = (listed(old), listed(new));
+    let mut paths: Vec<RelPath> = before.iter().filter(|path| !after.contains(*path)).cloned().collect();
+    paths.extend(after.iter().filter(|p| !before.contains(*p) || old.get(p.as_str()) != new.get(p.as_str())).cloned());
+    paths
+}
+
+impl Work<'_> {
+    fn settle(&mut self, settled: &Settled, revealed: &mut Vec<RelPath>) -> Result<()> {
+        self.volume.settle_row(self.inner, settled, &mut self.changes)?;
+        match &settled.outcome {
+            Outcome::Put(_) => {
+                self.pushed.insert(settled.path.to_string());
+            }
+            Outcome::Removed | Outcome::Superseded => revealed.push(settled.path.clone()),
+            Outcome::Conflict(to) => {
+                if let Some(ino) = self.inner.tree.find(settled.path.as_str()) {
+                    rows_for_new_name(self.inner, ino, settled.path.as_str(), to.as_str(), &mut self.changes);
+                    self.steps.push(TreeStep::Rename { ino, to: to.clone() });
+                    self.moved.insert(settled.path.to_string());
+                    self.note_name(settled.path.as_str());
+                    self.note_name(to.as_str());
+                    revealed.push(settled.path.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn row_after(&self, path: &str) -> Option<&DeltaRow> {
+        match self.changes.delta_of(path) {
+            Some(change) => change.as_ref(),
+            None => self.inner.deltas.get(path),
+        }
+    }
+
+    fn version_after(&self, id: ContentId) -> Option<Version> {
+        match self.changes.content_of(id) {
+            Some(change) => change.as_ref().and_then(|row| row.version.clone()),
+            None => match self.inner.live.get(&id) {
+                Some(live) => live.state().version.clone(),
+                None => self.inner.content_rows.get(&id).and_then(|row| row.version.clone()),
+            },
+        }
+    }
+
+    /// Brings one path of the tree in line with its entry in the base.
+    fn apply(&mut self, path: &RelPath, entry: Option<&Entry>) -> Result<()> {
+        let moved = self.moved.contains(path.as_str());
+        if !moved && let Some(row) = self.row_after(path.as_str()) {
+            if row.delta == Delta::Remove && entry.is_none() && row.upload.is_none() {
+                self.changes.delta(path.as_str(), None);
+            }
+            return Ok(());
+        }
+        let found = if moved { None } else { self.inner.tree.find(path.as_str()) };
+        let Some(ino) = found else {
+            if let Some(entry) = entry {
+                self.steps.push(TreeStep::Insert { path: path.clone(), data: remote_file(entry), attrs: None });
+                self.note_name(path.as_str());
+            }
+            return Ok(());
+        };
+        let Some(content) = self.inner.tree.get(ino).and_then(|n| n.content().copied()) else {
+            if entry.is_some() {
+                let reason = "a directory on this machine has the same name".to_owned();
+                self.inner.shadowed.insert(path.to_string(), reason);
+            }
+            return Ok(());
+        };
+        if let Some(entry) = entry
+            && self.keeps(path, ino, content, entry)?
+        {
+            return Ok(());
+        }
+        self.replace(path, ino, content, entry);
+        Ok(())
+    }
+
+    /// Whether the file that is here is what the entry describes; takes over new attributes.
+    fn keeps(&mut self, path: &RelPath, ino: Ino, content: Content, entry: &Entry) -> Result<bool> {
+        if self.pushed.contains(path.as_str()) {
+            return Ok(true);
+        }
+        let Some(id) = content.id else { return Ok(false) };
+        let Some(version) = self.version_after(id) else { return Ok(false) };
+        if version.entry == *entry {
+            return Ok(true);
+        }
+        let same_bytes = version.entry.size == entry.size
+            && version.entry.sha256.is_some()
+            && version.entry.sha256 == entry.sha256
+            && version.entry.kind() == entry.kind()
+            && version.key == path.as_str();
+        if !same_bytes {
+            return Ok(false);
+        }
+        self.volume.reference.unlink(path.as_str());
+        // Another upload of the same bytes: the next request pins its fingerprint.
+        let version = Version { key: version.key, entry: entry.clone(), fingerprint: None };
+        let live = self.inner.live.get(&id).cloned();
+        if let Some(live) = &live {
+            live.state().version = Some(version.clone());
+        }
+        let remote = Remote::of(entry);
+        if let Some(row) = self.inner.content_rows.get(&id).cloned() {
+            let stamp = row.stamp.map(|s| crate::cache::rows::FileStamp { mtime: remote.mtime, ..s });
+            self.changes.content(id, Some(ContentRow { version: Some(version), stamp, ..row }));
+        }
+        if self.inner.local_content(ino).is_some() {
+            self.volume.restamp(self.inner, id, remote.mtime)?;
+        }
+        self.steps.push(TreeStep::Refresh { ino, remote });
+        self.notices.push(Notice::Inode(ino));
+        Ok(true)
+    }
+
+    fn replace(&mut self, path: &RelPath, ino: Ino, content: Content, entry: Option<&Entry>) {
+        self.volume.reference.unlink(path.as_str());
+        self.changes.node(path.as_str(), None);
+        if let Some(id) = content.id {
+            self.changes.content(id, None);
+            self.dropped.push(id);
+        }
+        self.note_name(path.as_str());
+        let attrs = self.inner.tree.get(ino).and_then(|n| n.attrs.clone());
+        self.steps.push(TreeStep::Remove(ino));
+        if let Some(entry) = entry {
+            // Owner and attributes stay with the name; times and the executable bit come with the new version.
+            let attrs = attrs.map(|mut a| {
+                a.mtime = None;
+                a.atime = None;
+                a.ctime = None;
+                let bits = if entry.kind() == EntryKind::Executable { 0o111 } else { 0 };
+                a.mode = a.mode.map(|m| (m & !0o111) | (bits & (m >> 2 | 0o100)));
+                a
+            });
+            self.steps.push(TreeStep::Insert { path: path.clone(), data: remote_file(entry), attrs });
+        }
+    }
+
+    /// Notes the deepest directory on the way to a path that the kernel can know, and the name below it.
+    fn note_name(&mut self, path: &str) {
+        let mut dir = ROOT;
+        for name in path.split('/') {
+            let known = dir == ROOT || self.inner.tree.get(dir).is_some_and(|n| n.lookups > 0);
+            let next = self.inner.tree.child(dir, name);
+            let last = next.is_none_or(|n| !self.inner.tree.get(n).is_some_and(|n| n.is_dir()));
+            if last {
+                if known {
+                    self.notices.push(Notice::Entry { parent: dir, name: name.to_owned() });
+                    self.notices.push(Notice::Inode(dir));
+                }
+                return;
+            }
+            if let Some(next) = next {
+                dir = next;
+            }
+        }
+    }
+
+    fn finish(mut self, new_base: Option<Base>) -> Result<Vec<Notice>> {
+        let changes = std::mem::take(&mut self.changes);
+        self.inner.commit(changes)?;
+        if let Some(base) = new_base {
+            self.inner.base = base;
+        }
+        for step in std::mem::take(&mut self.steps) {
+            self.step(step)?;
+        }
+        for id in &self.dropped {
+            self.volume.discard_unless_live(self.inner, *id);
+        }
+        let mut seen = HashSet::new();
+        self.notices.retain(|notice| seen.insert(notice.clone()));
+        Ok(self.notices)
+    }
+
+    fn step(&mut self, step: TreeStep) -> Result<()> {
+        match step {
+            TreeStep::Remove(ino) => {
+                let parent = self.inner.tree.get(ino).map_or(ROOT, |n| n.parent);
+                self.inner.tree.unlink(ino);
+                self.inner.touch_directory(parent);
+                self.prune(parent);
+            }
+            TreeStep::Insert { path, data, attrs } => {
+                self.volume.insert_remote(self.inner, &path, data, attrs, &mut self.notices)?;
+            }
+            TreeStep::Rename { ino, to } => {
+                if let Ok(parent) = self.inner.tree.make_dirs(to.parent().unwrap_or("")) {
+                    self.inner.tree.rename(ino, parent, to.name());
+                }
+            }
+            TreeStep::Refresh { ino, remote } => {
+                if let Some(content) = self.inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
+                    content.remote = remote;
+                }
+                if let Some(node) = self.inner.tree.get_mut(ino)
+                    && let Some(attrs) = node.attrs.as_deref_mut()
+                {
+                    attrs.mtime = None;
+                    attrs.mode = attrs.mode.map(|m| if remote.executable { m | 0o100 } else { m & !0o111 });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes directories that only existed for what was below them.
+    fn prune(&mut self, mut dir: Ino) {
+        while dir != ROOT {
+            let Some(node) = self.inner.tree.get(dir) else { return };
+            if node.explicit || node.children().is_none_or(|c| !c.is_empty()) {
+                return;
+            }
+            let (parent, name) = (node.parent, node.name.to_string());
+            self.notices.push(Notice::Entry { parent, name });
+            self.inner.tree.unlink(dir);
+            dir = parent;
+        }
+    }
+}
