@@ -10,5 +10,6 @@ pub mod cache;
 pub mod config;
 pub mod datastore;
 pub mod store;
+pub mod sync;
 pub mod tree;
 pub mod volume;

@@ -31,6 +31,11 @@ pub enum DatastoreError {
         .0.join(", ")
     )]
     OnlyNamespaces(Vec<String>),
+    /// There was an index, and its object is gone.
+    #[error(
+        "the index object (.datastore-index.json) is gone from a bucket that had one; that is not an empty datastore, so nothing was changed. Restore the object from a version of the bucket or let a client with a good cache push it, or, if the bucket was emptied on purpose, begin with a new cache directory"
+    )]
+    IndexVanished,
     /// Another writer changed the index (or a shard) first.
     #[error("the index was changed by another writer while it was written")]
     Changed,
