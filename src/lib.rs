@@ -9,6 +9,7 @@
 pub mod cache;
 pub mod config;
 pub mod datastore;
+pub mod fs;
 pub mod store;
 pub mod sync;
 pub mod tree;

@@ -1,62 +1,71 @@
-//! The name under which our version of a conflict goes on: `name.conflict-<host>-<utc time>.ext`.
+//! Names for our version when another writer's keeps the name.
 //!
-//! Depends on paths and timestamps only. Invariant: the name is a valid path, at most 255 bytes long, and free.
+//! Pure. Invariant: the name is free, valid, in the same directory, synced like any file, and keeps the extension, so that
+//! programs still recognise the content.
 
-use super::{RelPath, format_nanos};
+use super::path::MAX_COMPONENT;
+use super::{RelPath, is_internal, timestamp};
 
-const NAME_MAX: usize = 255;
-
-/// A free name beside `path` for our version of it.
-///
-/// `host` is this machine's name, `at` the time in ns since the epoch, `taken` says whether a path exists.
-pub fn conflict_name(path: &RelPath, host: &str, at: i64, taken: &dyn Fn(&str) -> bool) -> RelPath {
-    let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).take(63).collect();
-    let time: String = format_nanos(at).chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+/// `name.conflict-<host>-<utc time>.ext`, with a number when that is taken.
+pub fn conflict_name(path: &RelPath, host: &str, now_nanos: i64, is_taken: impl Fn(&RelPath) -> bool) -> RelPath {
+    let stamp: String =
+        timestamp::format_nanos(now_nanos).chars().take(19).filter(|c| *c != '-' && *c != ':').collect();
+    let host: String = host
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' })
+        .take(40)
+        .collect();
     let (stem, extension) = match path.name().rsplit_once('.') {
-        Some((stem, extension)) if !stem.is_empty() && extension.len() <= 16 => (stem, format!(".{extension}")),
+        Some((stem, extension)) if !stem.is_empty() && extension.len() <= 32 => (stem, format!(".{extension}")),
         _ => (path.name(), String::new()),
     };
-    let mut number = 1u32;
-    loop {
-        let again = if number == 1 { String::new() } else { format!("-{number}") };
-        let mark = format!(".conflict-{host}-{time}{again}{extension}");
-        let mut keep = stem.len().min(NAME_MAX.saturating_sub(mark.len()));
-        while !stem.is_char_boundary(keep) {
-            keep -= 1;
+    for number in 1_u64.. {
+        let number = if number == 1 { String::new() } else { format!("-{number}") };
+        let mark = format!(".conflict-{host}-{stamp}Z{number}{extension}");
+        let mut end = stem.len().min(MAX_COMPONENT.saturating_sub(mark.len()));
+        while !stem.is_char_boundary(end) {
+            end -= 1;
         }
-        let name = format!("{}{mark}", &stem[..keep]);
-        let candidate = match path.parent() {
-            Some(parent) if !parent.is_empty() => format!("{parent}/{name}"),
-            _ => name,
-        };
-        if let Ok(found) = RelPath::parse(&candidate)
-            && !taken(&candidate)
-        {
-            return found;
+        let name = format!("{}{mark}", &stem[..end]);
+        let full = path.parent().map_or_else(|| name.clone(), |parent| format!("{parent}/{name}"));
+        match RelPath::parse(&full) {
+            Ok(candidate) if !is_internal(&full) && !is_taken(&candidate) => return candidate,
+            _ => {}
         }
-        number += 1;
     }
+    // The numbers do not end before the names do.
+    path.clone()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn path(text: &str) -> RelPath {
+        RelPath::parse(text).unwrap()
+    }
+
     #[test]
-    fn names_say_whose_version_it_is_and_are_free() {
-        let at = super::super::parse_nanos("2026-11-21T03:04:05.006Z").unwrap();
+    fn a_conflict_keeps_directory_and_extension() {
+        let at = timestamp::parse_nanos("2026-11-21T02:36:46.999Z").unwrap();
         let table = [
-            ("a/report.yaml", "a/report.conflict-box-20261121T030405006Z.yaml"),
-            ("noext", "noext.conflict-box-20261121T030405006Z"),
-            (".hidden", ".hidden.conflict-box-20261121T030405006Z"),
+            ("a/notes.md", "box", "a/notes.conflict-box-20261121T023646Z.md"),
+            ("Makefile", "a.b/c d", "Makefile.conflict-a-b-c-d-20261121T023646Z"),
+            (".bashrc", "h", ".bashrc.conflict-h-20261121T023646Z"),
+            ("x.tar.gz", "h", "x.tar.conflict-h-20261121T023646Z.gz"),
         ];
-        for (path, expected) in table {
-            let path = RelPath::parse(path).unwrap();
-            assert_eq!(conflict_name(&path, "box", at, &|_| false).as_str(), expected);
-            let second = conflict_name(&path, "box", at, &|name| name == expected);
-            assert_ne!(second.as_str(), expected);
+        for (name, host, expected) in table {
+            assert_eq!(conflict_name(&path(name), host, at, |_| false).as_str(), expected);
         }
-        let long = RelPath::parse(&format!("d/{}é.yaml", "x".repeat(248))).unwrap();
-        assert!(conflict_name(&long, "box", at, &|_| false).name().len() <= 255);
+        let second = conflict_name(&path("a.md"), "h", at, |p| !p.as_str().contains("Z-2"));
+        assert_eq!(second.as_str(), "a.conflict-h-20261121T023646Z-2.md");
+    }
+
+    #[test]
+    fn long_names_still_fit() {
+        for stem in ["x".repeat(250), "é".repeat(125)] {
+            let name = conflict_name(&path(&format!("{stem}.yaml")), &"h".repeat(99), 0, |_| false);
+            assert!(name.name().len() <= 255 && name.name().ends_with(".yaml"));
+        }
     }
 }

@@ -48,11 +48,11 @@ pub async fn rewrite_derived_shards(
     if existing.is_empty() {
         return Ok(());
     }
-    let mut touched: BTreeMap<String, Vec<&Change>> = BTreeMap::new();
+    let mut touched: BTreeMap<String, Vec<Change>> = BTreeMap::new();
     for change in changed {
         for name in partition::candidates(change.0.as_str()) {
             if existing.contains(&name) {
-                touched.entry(name).or_default().push(change);
+                touched.entry(name).or_default().push(change.clone());
             }
         }
     }
@@ -67,7 +67,7 @@ async fn rewrite(
     store: &dyn ObjectStore,
     lock: &HeldLock,
     name: &str,
-    changes: &[&Change],
+    changes: &[Change],
 ) -> Result<(), DatastoreError> {
     let key = format!("{SHARD_PREFIX}{name}.json");
     for _ in 0..ATTEMPTS {
@@ -101,7 +101,7 @@ async fn rewrite(
 }
 
 /// Applies changes to one shard; `false` when it already says so.
-fn apply(shard: &mut Index, name: &str, changes: &[&Change]) -> bool {
+fn apply(shard: &mut Index, name: &str, changes: &[Change]) -> bool {
     let mut changed = shard.was_scrubbed();
     for (path, entry) in changes {
         let held = shard.get(path.as_str());

@@ -3,7 +3,7 @@
 //! Each is a loop that nothing but `Engine::close` ends; failures are noted and retried, later and later.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Engine;
 use crate::volume::PushSelection;
@@ -50,12 +50,11 @@ pub(super) async fn flush(engine: Arc<Engine>) {
         if engine.volume.plan_push(selection).is_empty() {
             continue;
         }
-        let began = Instant::now();
         match engine.push(selection).await {
-            Ok(()) => {
+            Ok(index_write) => {
                 retry = FIRST_RETRY;
                 // Index writes are expensive for everybody who shares the bucket.
-                tokio::time::sleep(began.elapsed() * 5).await;
+                tokio::time::sleep(index_write * 5).await;
             }
             Err(reasons) => {
                 tracing::warn!(?reasons, retry_in = ?retry, "the background flush failed");

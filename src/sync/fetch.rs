@@ -118,7 +118,8 @@ impl Engine {
                 let reason = state.failure.1.clone().unwrap_or_else(|| "failed".into());
                 return Err(if state.unreachable { FetchError::Unreachable(reason) } else { FetchError::Failed(reason) });
             }
-            for gap in gaps.into_iter().flat_map(|gap| not_in_flight(gap, &state.in_flight)) {
+            let parts: Vec<_> = gaps.into_iter().flat_map(|gap| not_in_flight(gap, &state.in_flight)).collect();
+            for gap in parts {
                 let first = version.fingerprint.is_none();
                 if first && state.pinning {
                     break;

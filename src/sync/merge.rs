@@ -12,7 +12,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep};
 
 use crate::datastore::{
-    DatastoreError, Entry, HeldLock, Index, IndexRead, RelPath, read_index, rewrite_derived_shards, timestamp,
+    DatastoreError, Entry, HeldLock, Index, IndexRead, RelPath, WrittenIndex, read_index, rewrite_derived_shards, timestamp,
     write_index,
 };
 use crate::store::{Fingerprint, ObjectStore, StoreError, StoreErrorKind};
@@ -91,6 +91,8 @@ pub struct Committed {
     pub bytes: Bytes,
     /// Its fingerprint: from our PUT, or from the GET of these bytes.
     pub fingerprint: Option<Fingerprint>,
+    /// The store's clock when it answered.
+    pub server_date: Option<time::OffsetDateTime>,
     /// Of each row, in order.
     pub outcomes: Vec<RowOutcome>,
     /// Whether the index had to be written.
@@ -132,15 +134,16 @@ pub async fn commit(
             && !read.index.was_scrubbed()
         {
             let (bytes, fingerprint) = (read.bytes.clone(), read.fingerprint.clone());
-            return Ok(Committed { index, bytes, fingerprint, outcomes, wrote: undecided });
+            let server_date = read.server_date;
+            return Ok(Committed { index, bytes, fingerprint, server_date, outcomes, wrote: undecided });
         }
         rewrite_derived_shards(store, lock, &changed).await?;
         index.set_last_pulled(&timestamp::format_nanos(timestamp::now_nanos()));
         let replaces = there.as_ref().and_then(|read| read.fingerprint.as_ref());
         match write_index(store, lock, &index, replaces, unconditional).await {
             Ok(written) => {
-                let (bytes, fingerprint) = (written.bytes, written.fingerprint);
-                return Ok(Committed { index, bytes, fingerprint, outcomes, wrote: true });
+                let WrittenIndex { bytes, fingerprint, server_date } = written;
+                return Ok(Committed { index, bytes, fingerprint, server_date, outcomes, wrote: true });
             }
             Err(DatastoreError::Changed) => {}
             Err(DatastoreError::Store(error)) if error.kind == StoreErrorKind::Undecided => undecided = true,
@@ -164,8 +167,9 @@ async fn recheck(
     index: &Index,
     checked: &mut HashMap<usize, (Instant, ObjectState)>,
 ) -> Result<(), StoreError> {
-    let doubtful = rows.iter().enumerate().filter_map(|(at, row)| {
-        let Change::Put(entry, uploaded) = &row.change else { return None };
+    let mut doubtful: Vec<(usize, String, Uploaded)> = Vec::new();
+    for (at, row) in rows.iter().enumerate() {
+        let Change::Put(entry, uploaded) = &row.change else { continue };
         let confirmed = checked.get(&at).map_or(uploaded.confirmed, |(when, _)| *when);
         let current = index.get(row.path.as_str());
         let expected = match (current, &row.base) {
@@ -173,12 +177,14 @@ async fn recheck(
             (Some(current), None) => current == entry,
             (None, base) => base.is_none(),
         };
-        (!expected || confirmed.elapsed() > RECHECK_AFTER).then_some((at, row.path.as_str(), uploaded))
-    });
+        if !expected || confirmed.elapsed() > RECHECK_AFTER {
+            doubtful.push((at, row.path.to_string(), uploaded.clone()));
+        }
+    }
     let states: Vec<_> = stream::iter(doubtful)
         .map(|(at, key, uploaded)| async move {
             let when = Instant::now();
-            let state = match store.head(key).await {
+            let state = match store.head(&key).await {
                 Ok(info) if info.metadata.get(META_UPLOAD_ID) == Some(&uploaded.upload_id) => ObjectState::Ours,
                 Ok(info) if info.fingerprint.is_some() && info.fingerprint == uploaded.fingerprint => ObjectState::Ours,
                 Ok(_) => ObjectState::Theirs,

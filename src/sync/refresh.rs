@@ -73,7 +73,7 @@ impl Engine {
             }
             IndexRead::Missing => {
                 let index = discover(&*self.store).await?;
-                if base.record.is_some() && index == *base.index {
+                if base.record.is_some() && same_entries(&index, &base.index) {
                     return Ok(None);
                 }
                 let bytes = index.to_bytes().into();
@@ -96,4 +96,9 @@ impl Engine {
         self.notifications.tell(notices);
         Ok(())
     }
+}
+
+/// Whether two discovered indexes list the same.
+fn same_entries(a: &crate::datastore::Index, b: &crate::datastore::Index) -> bool {
+    a.len() == b.len() && a.entries().all(|(path, entry)| b.get(path.as_str()) == Some(entry))
 }

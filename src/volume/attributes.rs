@@ -55,6 +55,13 @@ pub struct SetAttributes {
     pub mtime: Option<i64>,
 }
 
+impl SetAttributes {
+    /// Whether nothing is to be set.
+    pub fn is_empty(&self) -> bool {
+        self.mode.is_none() && self.uid.is_none() && self.gid.is_none() && self.atime.is_none() && self.mtime.is_none()
+    }
+}
+
 /// Size in bytes and mtime in ns since the epoch of an open file.
 pub(super) fn file_stat(file: &File) -> std::io::Result<(u64, i64)> {
     let meta = file.metadata()?;

@@ -12,13 +12,12 @@ use crate::tree::{Ino, NodeData};
 
 /// Rows that give an unpushed file another, new name.
 pub(super) fn rows_for_new_name(inner: &mut Inner, ino: Ino, from: &str, to: &str, changes: &mut Changes) {
+    let origin = inner.version_of(ino);
     let suspect = matches!(inner.deltas.get(from).map(|r| &r.delta), Some(Delta::Put { suspect: true, .. }));
-    // Its bytes are only here: what the origin was is another version now.
-    let row = inner.put_row(to, None, false);
+    let row = inner.put_row(to, origin, suspect);
     let node = inner.tree.get(ino);
     let content = node.and_then(|n| n.content()).and_then(|c| c.id).filter(|id| inner.content_rows.contains_key(id));
     let node_row = node.map(|n| NodeRow { path: to.to_owned(), kind: n.kind(), content, attrs: n.attrs_row() });
-    tracing::debug!(from, to, suspect, "an unpushed file moves aside");
     changes.delta(from, None);
     changes.node(from, None);
     changes.delta(to, row);
@@ -29,12 +28,13 @@ impl Volume {
     /// A name for our version of `path` that nothing has yet.
     pub fn conflict_path(&self, path: &RelPath) -> RelPath {
         let inner = self.lock();
-        let taken = |candidate: &str| {
+        let taken = |candidate: &RelPath| {
+            let candidate = candidate.as_str();
             inner.tree.find(candidate).is_some()
                 || inner.base.index.names(candidate)
                 || inner.deltas.contains_key(candidate)
         };
-        conflict_name(path, &self.options.host, crate::datastore::now_nanos(), &taken)
+        conflict_name(path, &self.options.host, crate::datastore::now_nanos(), taken)
     }
 
     /// Puts a file of the base into the tree; a file of ours that is in the way of its directories moves aside.
@@ -75,8 +75,8 @@ impl Volume {
             inner.tree.unlink(ino);
             return Ok(());
         };
-        let taken = |candidate: &str| inner.tree.find(candidate).is_some() || inner.base.index.names(candidate);
-        let to = conflict_name(&from, &self.options.host, crate::datastore::now_nanos(), &taken);
+        let taken = |name: &RelPath| inner.tree.find(name.as_str()).is_some() || inner.base.index.names(name.as_str());
+        let to = conflict_name(&from, &self.options.host, crate::datastore::now_nanos(), taken);
         tracing::warn!(%from, %to, "the bucket has a directory of this name: the local file was renamed");
         let mut changes = Changes::default();
         rows_for_new_name(inner, ino, from.as_str(), to.as_str(), &mut changes);

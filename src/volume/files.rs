@@ -259,6 +259,18 @@ impl Volume {
         Ok(())
     }
 
+    /// Bytes were written through a handle: ctime moves, and privileges are taken away as POSIX asks.
+    pub fn written(&self, handle: &Handle) {
+        let mut inner = self.lock();
+        inner.touch_ctime(handle.ino);
+        if let Some(mode) = inner.tree.get_mut(handle.ino).and_then(|n| n.attrs.as_deref_mut()).and_then(|a| a.mode.as_mut()) {
+            *mode &= !0o4000;
+            if *mode & 0o010 != 0 {
+                *mode &= !0o2000;
+            }
+        }
+    }
+
     /// Closes a handle.
     pub fn release(&self, handle: &Handle) {
         let mut inner = self.lock();

@@ -120,6 +120,14 @@ impl LiveContent {
         self.progress.send_modify(|n| *n += 1);
     }
 
+    /// Size and mtime (ns since the epoch) of the file.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub fn stat(&self) -> std::io::Result<(u64, i64)> {
+        super::attributes::file_stat(&self.file)
+    }
+
     /// Runs a modification of the bytes.
     pub fn modify<T>(&self, change: impl FnOnce(&File) -> T) -> T {
         self.begun.fetch_add(1, Ordering::SeqCst);

@@ -82,7 +82,10 @@ pub enum Outcome {
     /// The index has this entry for it now.
     Put(Version),
     /// The index has no entry for it any more.
-    Removed,
+    Removed {
+        /// The version of its object, to be deleted.
+        version: Option<Fingerprint>,
+    },
     /// The remote version stays; our change (a removal, or of attributes only) is dropped.
     Superseded,
     /// The remote version keeps the name; ours goes on under another one, still to be pushed.
@@ -98,6 +101,8 @@ pub struct Settled {
     pub generation: u64,
     /// The content that was uploaded, if somebody had it open, and when it was read.
     pub read: Option<(Arc<LiveContent>, Stable)>,
+    /// Where its object was copied from.
+    pub copied: Option<Version>,
     /// What became of it.
     pub outcome: Outcome,
 }
@@ -231,10 +236,11 @@ impl Volume {
         Ok(true)
     }
 
-    /// Whether somebody still reads an object that is to be deleted: the deletion waits.
-    pub fn is_read_from(&self, key: &str) -> bool {
+    /// Whether somebody here still reads or copies from an object that is to be deleted: the deletion waits.
+    pub fn is_needed(&self, key: &str) -> bool {
         let inner = self.lock();
-        inner.live.values().any(|live| {
+        let copied = |row: &DeltaRow| matches!(&row.delta, Delta::Put { origin: Some(o), .. } if o.key == key);
+        inner.deltas.values().any(copied) || inner.live.values().any(|live| {
             let state = live.state();
             live.handles() > 0 && !state.complete && state.version.as_ref().is_some_and(|v| v.key == key)
         })
@@ -259,6 +265,7 @@ impl Volume {
             Outcome::Put(version) => {
                 let unchanged = settled.read.as_ref().is_none_or(|(live, stable)| live.clean_if_unchanged(*stable));
                 let replaced = Replaced { entry: version.entry.clone(), fingerprint: version.fingerprint.clone() };
+                changes.pending_delete(path, None);
                 match row {
                     Some(row) if same && unchanged => self.settle_put(inner, path, row, version, replaced, changes)?,
                     Some(row) => {
@@ -271,18 +278,85 @@ impl Volume {
                         changes.delta(path, Some(DeltaRow { generation, delta, replaces: Some(replaced), upload: None }));
                     }
                 }
+                if let Some(old) = &settled.copied {
+                    self.repoint(inner, old, version, changes);
+                }
             }
-            Outcome::Removed | Outcome::Superseded if same => {
+            Outcome::Superseded if same => {
                 changes.delta(path, None);
             }
-            Outcome::Removed => {
-                if let Some(row) = row {
+            Outcome::Removed { version } => {
+                self.remember_deletion(row.as_ref(), path, version.as_ref(), changes);
+                if same {
+                    changes.delta(path, None);
+                } else if let Some(row) = row {
                     changes.delta(path, Some(DeltaRow { replaces: None, upload: None, ..row }));
                 }
             }
             Outcome::Superseded | Outcome::Conflict(_) => {}
         }
         Ok(())
+    }
+
+    /// The entry is gone from the index: the object goes next.
+    fn remember_deletion(
+        &self,
+        row: Option<&DeltaRow>,
+        path: &str,
+        version: Option<&Fingerprint>,
+        changes: &mut Changes,
+    ) {
+        let replaced = row.and_then(|r| r.replaces.clone()).filter(|_| version.is_some());
+        let replaced = replaced.map(|r| Replaced { fingerprint: version.cloned(), ..r });
+        let upload = row.and_then(|r| r.upload.clone());
+        if replaced.is_some() || upload.is_some() {
+            changes.pending_delete(path, Some(PendingDelete { replaced, upload }));
+        }
+    }
+
+    /// The bytes of `old` lie under another key now: what still points to the old one follows.
+    fn repoint(&self, inner: &mut Inner, old: &Version, new: &Version, changes: &mut Changes) {
+        let same = |v: &Version| v.key == old.key && v.entry == old.entry;
+        let rows: Vec<(String, DeltaRow)> = inner
+            .deltas
+            .iter()
+            .filter(|(_, row)| matches!(&row.delta, Delta::Put { origin: Some(origin), .. } if same(origin)))
+            .map(|(path, row)| (path.clone(), row.clone()))
+            .collect();
+        for (path, row) in rows {
+            let Delta::Put { suspect, .. } = row.delta else { continue };
+            let delta = Delta::Put { origin: Some(new.clone()), suspect };
+            if changes.delta_of(&path).is_none() {
+                changes.delta(&path, Some(DeltaRow { delta, ..row }));
+            }
+        }
+        for live in inner.live.values() {
+            let mut state = live.state();
+            if state.version.as_ref().is_some_and(same) {
+                state.version = Some(new.clone());
+            }
+        }
+        let contents: Vec<_> = inner
+            .content_rows
+            .iter()
+            .filter(|(_, row)| row.version.as_ref().is_some_and(same))
+            .map(|(id, row)| (*id, ContentRow { version: Some(new.clone()), ..row.clone() }))
+            .collect();
+        for (id, row) in contents {
+            if changes.content_of(id).is_none() {
+                changes.content(id, Some(row));
+            }
+        }
+    }
+
+    /// Objects that are to be deleted.
+    pub fn pending_deletes(&self) -> Vec<(String, PendingDelete)> {
+        self.lock().pending_deletes.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+
+    /// Whether all bytes of a file are here.
+    pub fn has_local_content(&self, ino: Ino) -> bool {
+        self.lock().local_content(ino).is_some()
     }
 
     fn settle_put(
@@ -345,23 +419,5 @@ impl Volume {
             }
         }
         (files, bytes, removals)
-    }
-
-    /// The newest generation that needs a push; a flush is done when none of up to this is left.
-    pub fn unpushed_up_to(&self, generation: u64) -> usize {
-        let inner = self.lock();
-        inner.deltas.iter().filter(|(p, r)| r.generation <= generation && self.needs_push(&inner, p, r)).count()
-            + inner.pending_deletes.len()
-    }
-
-    /// The generation of the latest change.
-    pub fn generation(&self) -> u64 {
-        self.lock().next_generation
-    }
-
-    /// Fingerprint of the object that a file's version has, for callers that only know the path.
-    pub fn known_fingerprint(&self, path: &str) -> Option<Fingerprint> {
-        let inner = self.lock();
-        inner.version_of(inner.tree.find(path)?)?.fingerprint
     }
 }

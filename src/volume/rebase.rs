@@ -182,7 +182,7 @@ impl Work<'_> {
             Outcome::Put(_) => {
                 self.pushed.insert(settled.path.to_string());
             }
-            Outcome::Removed | Outcome::Superseded => revealed.push(settled.path.clone()),
+            Outcome::Removed { .. } | Outcome::Superseded => revealed.push(settled.path.clone()),
             Outcome::Conflict(to) => {
                 if let Some(ino) = self.inner.tree.find(settled.path.as_str()) {
                     rows_for_new_name(self.inner, ino, settled.path.as_str(), to.as_str(), &mut self.changes);

@@ -111,8 +111,8 @@ impl Volume {
         if !busy {
             return self.record_change(inner, path, id, replaces, stamp);
         }
-        let taken = |name: &str| inner.tree.find(name).is_some() || inner.base.index.names(name);
-        let aside = conflict_name(path, &self.options.host, now_nanos(), &taken);
+        let taken = |name: &RelPath| inner.tree.find(name.as_str()).is_some() || inner.base.index.names(name.as_str());
+        let aside = conflict_name(path, &self.options.host, now_nanos(), taken);
         tracing::warn!(%path, %aside, "changed here and in cache/: both versions are kept");
         self.record_change(inner, &aside, id, None, stamp)
     }

@@ -1,0 +1,37 @@
+//! File handles: numbers that the kernel holds for open files and directories.
+//!
+//! Invariant: a number is never used twice.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use fuser::FileHandle;
+
+/// Open handles by number.
+pub(super) struct Table<T> {
+    open: RwLock<HashMap<u64, Arc<T>>>,
+    next: AtomicU64,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { open: RwLock::default(), next: AtomicU64::new(1) }
+    }
+}
+
+impl<T> Table<T> {
+    pub fn insert(&self, value: T) -> FileHandle {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(value));
+        FileHandle(number)
+    }
+
+    pub fn get(&self, handle: FileHandle) -> Option<Arc<T>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
+    }
+
+    pub fn remove(&self, handle: FileHandle) -> Option<Arc<T>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.0)
+    }
+}

@@ -1,0 +1,261 @@
+//! Open files: open, read, write, truncate, flush, fsync, and what of them must wait.
+//!
+//! What is here is answered by the FUSE thread; what must be fetched is answered by a task of the runtime.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite};
+
+use super::errno::{of_fetch, of_io, of_volume, report};
+use super::{SwampFs, handles::Table};
+use crate::sync::{Engine, fetch};
+use crate::tree::Ino;
+use crate::volume::{Handle, OpenOutcome, OpenRequest, Volume};
+
+/// Read-ahead of a sequential reader: at first, and at most.
+const FIRST_WINDOW: u64 = 1 << 20;
+const LAST_WINDOW: u64 = 32 << 20;
+/// What a random read of a large file fetches at least.
+const RANDOM_BLOCK: u64 = 128 << 10;
+
+impl SwampFs {
+    pub(super) fn open_file(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
+        let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let request = OpenRequest { writable, truncate: writable && flags.0 & libc::O_TRUNC != 0 };
+        match self.volume.open(ino, request) {
+            Ok(OpenOutcome::Ready(handle)) => self.opened(handle, reply),
+            Ok(OpenOutcome::Fetch(live)) => {
+                let (engine, volume, files) = (Arc::clone(&self.engine), Arc::clone(&self.volume), Arc::clone(&self.files));
+                self.runtime.spawn(async move {
+                    if let Err(error) = engine.ensure_all(&live).await {
+                        return reply.error(of_fetch(&error));
+                    }
+                    match volume.open(ino, request) {
+                        Ok(OpenOutcome::Ready(handle)) => reply.opened(files.insert(handle), FopenFlags::FOPEN_KEEP_CACHE),
+                        Ok(OpenOutcome::Fetch(_)) => reply.error(Errno::EIO),
+                        Err(error) => reply.error(report("open", ino.0, &error)),
+                    }
+                });
+            }
+            Err(error) => reply.error(report("open", ino.0, &error)),
+        }
+    }
+
+    /// A small file that is not here is fetched before open returns, so that an error is an error of open.
+    fn opened(&self, handle: Handle, reply: ReplyOpen) {
+        let keep = FopenFlags::FOPEN_KEEP_CACHE;
+        let fetch_first = {
+            let state = handle.live.state();
+            !state.complete && state.version.as_ref().is_some_and(|v| v.entry.size <= fetch::SMALL)
+        };
+        if !fetch_first {
+            let flush = if handle.writable { keep } else { keep | FopenFlags::FOPEN_NOFLUSH };
+            return reply.opened(self.files.insert(handle), flush);
+        }
+        let (engine, volume, files) = (Arc::clone(&self.engine), Arc::clone(&self.volume), Arc::clone(&self.files));
+        self.runtime.spawn(async move {
+            match engine.ensure_all(&handle.live).await {
+                Ok(()) => reply.opened(files.insert(handle), keep | FopenFlags::FOPEN_NOFLUSH),
+                Err(error) => {
+                    release(&volume, &handle);
+                    // ESTALE makes the kernel look the name up again and open what is there now.
+                    reply.error(of_fetch(&error));
+                }
+            }
+        });
+    }
+
+    pub(super) fn read_file(&self, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+        let Some(handle) = self.files.get(fh) else { return reply.error(Errno::EBADF) };
+        let range = offset..offset.saturating_add(u64::from(size));
+        let wanted = self.read_ahead(&handle, &range);
+        if Engine::is_here(&handle.live, &range) {
+            return read_here(&handle.live.file, &range, reply);
+        }
+        let engine = Arc::clone(&self.engine);
+        self.runtime.spawn(async move {
+            engine.fetch_ahead(&handle.live, wanted);
+            match engine.ensure(&handle.live, range.clone()).await {
+                Ok(()) => read_here(&handle.live.file, &range, reply),
+                Err(error) => reply.error(of_fetch(&error)),
+            }
+        });
+    }
+
+    /// How much to fetch for a read: more and more for a sequential reader, little for a random one. Keeps the window of a
+    /// sequential reader of a partial file full.
+    fn read_ahead(&self, handle: &Handle, range: &std::ops::Range<u64>) -> std::ops::Range<u64> {
+        if handle.live.is_complete() {
+            return range.clone();
+        }
+        let last = handle.last_end.swap(range.end, Ordering::Relaxed);
+        // Kernel read-ahead arrives slightly out of order.
+        let sequential = range.start.abs_diff(last) <= FIRST_WINDOW;
+        if !sequential {
+            handle.window.store(0, Ordering::Relaxed);
+            let start = range.start - range.start % RANDOM_BLOCK;
+            return start..range.end.max(start + RANDOM_BLOCK);
+        }
+        let window = handle.window.load(Ordering::Relaxed);
+        let grown = (window + range.end.saturating_sub(range.start) * 4).clamp(FIRST_WINDOW, LAST_WINDOW);
+        handle.window.store(grown, Ordering::Relaxed);
+        let ahead = range.start..range.end.saturating_add(grown);
+        // Ask again only when half of the window is used up, in pieces that are worth a request.
+        let half = range.end..range.end.saturating_add(grown / 2);
+        if !Engine::is_here(&handle.live, &half) {
+            let (engine, live) = (Arc::clone(&self.engine), Arc::clone(&handle.live));
+            let piece = ahead.clone();
+            let _in_runtime = self.runtime.enter();
+            engine.fetch_ahead(&live, piece);
+        }
+        ahead
+    }
+
+    pub(super) fn write_file(&self, fh: FileHandle, offset: u64, data: &[u8], reply: ReplyWrite) {
+        let Some(handle) = self.files.get(fh).filter(|h| h.writable) else { return reply.error(Errno::EBADF) };
+        if self.volume.read_only_reason().is_some() {
+            return reply.error(Errno::EROFS);
+        }
+        match handle.live.modify(|file| file.write_all_at(data, offset)) {
+            Ok(()) => {
+                self.volume.written(&handle);
+                reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX));
+            }
+            Err(error) => {
+                tracing::error!(inode = handle.ino.0, offset, %error, "write failed");
+                reply.error(of_io(&error));
+            }
+        }
+    }
+
+    pub(super) fn truncate_then<F>(&self, ino: Ino, size: u64, then: F)
+    where
+        F: FnOnce(Result<(), Errno>) + Send + 'static,
+    {
+        match self.volume.truncate(ino, size) {
+            Ok(None) => then(Ok(())),
+            Err(error) => then(Err(report("truncate", ino.0, &error))),
+            Ok(Some(live)) => {
+                let (engine, volume) = (Arc::clone(&self.engine), Arc::clone(&self.volume));
+                self.runtime.spawn(async move {
+                    if let Err(error) = engine.ensure_all(&live).await {
+                        return then(Err(of_fetch(&error)));
+                    }
+                    then(match volume.truncate(ino, size) {
+                        Ok(None) => Ok(()),
+                        Ok(Some(_)) => Err(Errno::EIO),
+                        Err(error) => Err(report("truncate", ino.0, &error)),
+                    });
+                });
+            }
+        }
+    }
+
+    pub(super) fn release_file(&self, fh: FileHandle, reply: ReplyEmpty) {
+        if let Some(handle) = self.files.remove(fh) {
+            self.volume.release(&handle);
+        }
+        reply.ok();
+    }
+
+    pub(super) fn fsync_file(&self, fh: FileHandle, reply: ReplyEmpty) {
+        let Some(handle) = self.files.get(fh) else { return reply.error(Errno::EBADF) };
+        let (engine, volume) = (Arc::clone(&self.engine), Arc::clone(&self.volume));
+        // The disk may take long: other operations on this thread's descriptor must not wait for it.
+        self.runtime.spawn(async move {
+            let synced = tokio::task::spawn_blocking(move || volume.fsync(&handle.live)).await;
+            match synced {
+                Ok(Ok(())) => wait_for_bucket(&engine, reply).await,
+                Ok(Err(error)) => reply.error(report("fsync", "", &error)),
+                Err(_) => reply.error(Errno::EIO),
+            }
+        });
+    }
+
+    pub(super) fn fsync_dir(&self, reply: ReplyEmpty) {
+        let (engine, volume) = (Arc::clone(&self.engine), Arc::clone(&self.volume));
+        self.runtime.spawn(async move {
+            match tokio::task::spawn_blocking(move || volume.sync_names()).await {
+                Ok(Ok(())) => wait_for_bucket(&engine, reply).await,
+                Ok(Err(error)) => reply.error(report("fsync", "", &error)),
+                Err(_) => reply.error(Errno::EIO),
+            }
+        });
+    }
+
+    pub(super) fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        let Some(handle) = self.files.get(fh).filter(|h| h.writable) else { return reply.error(Errno::EBADF) };
+        let flags = rustix::fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
+        match handle.live.modify(|file| rustix::fs::fallocate(file, flags, offset, length)) {
+            Ok(()) => {
+                self.volume.written(&handle);
+                reply.ok();
+            }
+            Err(error) => reply.error(Errno::from_i32(error.raw_os_error())),
+        }
+    }
+
+    pub(super) fn read_target(&self, ino: Ino, reply: ReplyData) {
+        let live = match self.volume.open_link(ino) {
+            Ok(live) => live,
+            Err(error) => return reply.error(of_volume(&error)),
+        };
+        let engine = Arc::clone(&self.engine);
+        let answer = move |reply: ReplyData| {
+            let size = live.stat().map_or(0, |(size, _)| size);
+            read_here(&live.file, &(0..size), reply);
+        };
+        if self.volume.live(ino).is_none_or(|live| live.is_complete()) {
+            return answer(reply);
+        }
+        let volume = Arc::clone(&self.volume);
+        self.runtime.spawn(async move {
+            let Some(live) = volume.live(ino) else { return answer(reply) };
+            match engine.ensure_all(&live).await {
+                Ok(()) => answer(reply),
+                Err(error) => reply.error(of_fetch(&error)),
+            }
+        });
+    }
+}
+
+async fn wait_for_bucket(engine: &Arc<Engine>, reply: ReplyEmpty) {
+    if !engine.options().fsync_waits_for_bucket {
+        return reply.ok();
+    }
+    match engine.flush().await {
+        Ok(()) => reply.ok(),
+        Err(error) => {
+            tracing::error!(%error, "fsync: not in the bucket");
+            reply.error(Errno::EIO);
+        }
+    }
+}
+
+/// Ends a handle that the kernel never got a number for.
+fn release(volume: &Volume, handle: &Handle) {
+    volume.release(handle);
+}
+
+fn read_here(file: &File, range: &std::ops::Range<u64>, reply: ReplyData) {
+    let mut buffer = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], range.start + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot read a local content");
+                return reply.error(of_io(&error));
+            }
+        }
+    }
+    reply.data(&buffer[..filled]);
+}
+
+/// Open files by number.
+pub(super) type Files = Table<Handle>;

@@ -1,0 +1,236 @@
+//! Push: the delta goes into the bucket, contents first, then the index, then the deletions.
+//!
+//! Depends on the shared steps `upload`, `merge`, `base`, `remove_object`. Invariants: an entry is written only for an
+//! object that the store confirmed; the local rows are settled together with the new base before any object is deleted;
+//! deletions are remembered until they are done; a failed file never holds up the others.
+
+mod deletions;
+mod order;
+mod transfer;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+
+use super::merge::{self, Change, MissingIndex, Row, RowOutcome};
+use super::{Engine, SyncError};
+use crate::cache::rows::Version;
+use crate::datastore::lock::LockOptions;
+use crate::datastore::{HeldLock, RelPath, acquire, now_nanos};
+use crate::volume::{NewBase, Outcome, PlannedRow, PushPlan, PushSelection, Settled};
+use transfer::{Transferred, Verdict};
+
+/// Rounds of a flush: conflicts and files that were written meanwhile need another one.
+const ROUNDS: u32 = 6;
+
+/// What pushes of one session know.
+#[derive(Debug, Default)]
+pub(super) struct PushState {
+    /// The store was seen to honour preconditions (or the user waived them).
+    conditions_proven: bool,
+    /// How long the last index write took.
+    pub last_index_write: Duration,
+}
+
+/// What one round did not finish.
+#[derive(Debug, Default)]
+struct Left {
+    /// To be done again at once: files written meanwhile, conflicts that got a new name.
+    again: usize,
+    reasons: Vec<String>,
+}
+
+impl Engine {
+    /// Pushes until everything that was changed before the call is in the bucket.
+    pub(super) async fn push_everything(self: &Arc<Self>) -> Result<(), Vec<String>> {
+        for round in 0..ROUNDS {
+            if round > 1 {
+                tokio::time::sleep(Duration::from_millis(200) * round).await;
+            }
+            let left = self.round(PushSelection::Everything).await?;
+            if !left.reasons.is_empty() {
+                return Err(left.reasons);
+            }
+            if left.again == 0 {
+                self.journal().last_flush = Some(now_nanos());
+                return Ok(());
+            }
+        }
+        Err(vec!["files keep changing while they are uploaded; close them, or flush again".to_owned()])
+    }
+
+    /// One push of what is due.
+    pub(super) async fn push(self: &Arc<Self>, selection: PushSelection) -> Result<Duration, Vec<String>> {
+        let left = self.round(selection).await?;
+        if left.reasons.is_empty() { Ok(self.push_gate.lock().await.last_index_write) } else { Err(left.reasons) }
+    }
+
+    async fn round(self: &Arc<Self>, selection: PushSelection) -> Result<Left, Vec<String>> {
+        let mut state = self.push_gate.lock().await;
+        let volume = Arc::clone(&self.volume);
+        let plan = tokio::task::spawn_blocking(move || volume.plan_push(selection))
+            .await
+            .map_err(|error| vec![format!("planning the push failed: {error}")])?;
+        if plan.is_empty() {
+            return Ok(Left::default());
+        }
+        if self.options.read_only {
+            return Err(vec!["the mount is read-only: mount without --read-only, or run `swamp-mount flush`, to push what is left".into()]);
+        }
+        match self.push_plan(plan, &mut state).boxed().await {
+            Ok(left) => {
+                if left.reasons.is_empty() {
+                    self.note_contact();
+                }
+                Ok(left)
+            }
+            Err(error) => {
+                self.note_error("push", &error);
+                Err(vec![error.to_string()])
+            }
+        }
+    }
+
+    // The futures of the steps are boxed: the compiler cannot show for the whole nest at once that it is Send.
+    async fn push_plan(self: &Arc<Self>, plan: PushPlan, state: &mut PushState) -> Result<Left, SyncError> {
+        self.prove_conditions(state).await?;
+        self.uploaded.store(0, Ordering::Relaxed);
+        let mut left = Left::default();
+        let transferred = self.transfer(&plan.rows, &mut left.reasons).boxed().await?;
+        let (rows, conflicts): (Vec<_>, Vec<_>) =
+            transferred.into_iter().partition(|t| matches!(t.verdict, Verdict::Commit(..)));
+        left.again += conflicts.iter().filter(|t| matches!(t.verdict, Verdict::Again)).count();
+        let conflicts: Vec<Transferred> =
+            conflicts.into_iter().filter(|t| !matches!(t.verdict, Verdict::Again)).collect();
+        if rows.is_empty() && conflicts.is_empty() && plan.deletes.is_empty() {
+            return Ok(left);
+        }
+        let lock = acquire(Arc::clone(&self.store), &LockOptions::default()).boxed().await?;
+        let committed = self.commit(&lock, rows, conflicts, state, &mut left).boxed().await;
+        let deleted = match &committed {
+            Ok(()) => self.delete_pending(&lock).boxed().await,
+            Err(_) => Ok(()),
+        };
+        lock.release().await;
+        committed?;
+        if let Err(error) = deleted {
+            left.reasons.push(format!("objects that nothing needs could not be deleted yet: {error}"));
+        }
+        Ok(left)
+    }
+
+    /// Before the first write of a session: does the store honour preconditions?
+    async fn prove_conditions(&self, state: &mut PushState) -> Result<(), SyncError> {
+        if state.conditions_proven {
+            return Ok(());
+        }
+        let lock = acquire(Arc::clone(&self.store), &LockOptions::default()).boxed().await?;
+        let proven = lock.prove_conditions().boxed().await;
+        lock.release().await;
+        if !proven? {
+            if !self.options.unsafe_no_conditional_writes {
+                self.volume.make_read_only(SyncError::NoConditions.to_string());
+                return Err(SyncError::NoConditions);
+            }
+            tracing::warn!("the store ignores conditional writes; pushing all the same, as --unsafe-no-conditional-writes says");
+        }
+        state.conditions_proven = true;
+        Ok(())
+    }
+
+    /// Writes the index, then settles the local rows with it.
+    async fn commit(
+        &self,
+        lock: &HeldLock,
+        rows: Vec<Transferred>,
+        conflicts: Vec<Transferred>,
+        state: &mut PushState,
+        left: &mut Left,
+    ) -> Result<(), SyncError> {
+        let _gate = self.index_gate.lock().await;
+        let mut settled: Vec<Settled> = Vec::new();
+        for conflict in conflicts {
+            settled.extend(self.settle_refused(conflict, left));
+        }
+        if rows.is_empty() {
+            let new = self.read_newer_base().await?;
+            return self.apply(new, settled).await;
+        }
+        let began = Instant::now();
+        let base = self.volume.base();
+        let missing = match &base.record {
+            Some(record) if !record.discovered => MissingIndex::Refuse,
+            _ => MissingIndex::StartFrom(Box::new(crate::datastore::Index::clone(&base.index))),
+        };
+        let merge_rows: Vec<Row> = rows.iter().filter_map(Transferred::merge_row).collect();
+        let unconditional = self.options.unsafe_no_conditional_writes;
+        let committed = merge::commit(&*self.store, lock, &merge_rows, &missing, unconditional).boxed().await?;
+        state.last_index_write = began.elapsed();
+        for (row, outcome) in rows.into_iter().zip(committed.outcomes) {
+            settled.extend(self.settle_committed(row, outcome, left));
+        }
+        let new = NewBase {
+            index: Arc::new(committed.index),
+            bytes: committed.bytes,
+            fingerprint: committed.fingerprint,
+            server_date: committed.server_date,
+            discovered: false,
+        };
+        self.apply(Some(new), settled).await
+    }
+
+    fn settle_committed(&self, done: Transferred, outcome: RowOutcome, left: &mut Left) -> Option<Settled> {
+        let Verdict::Commit(change, fingerprint) = done.verdict else { return None };
+        let path = done.row.path.clone();
+        let outcome = match (outcome, change) {
+            (RowOutcome::Applied, Change::Put(entry, _) | Change::Fields(entry)) => {
+                Outcome::Put(Version { key: path.to_string(), entry, fingerprint })
+            }
+            (RowOutcome::Applied, Change::Remove) => Outcome::Removed { version: fingerprint },
+            (RowOutcome::Superseded, _) => self.conflict(&path, left),
+            (RowOutcome::ObjectGone, _) => {
+                left.again += 1;
+                return None;
+            }
+            (RowOutcome::KeptTheirs, change) => {
+                let what = if matches!(change, Change::Remove) { "removal" } else { "change of attributes" };
+                self.note_conflict(format!("{path}: changed in the bucket meanwhile; our {what} gives way to it"));
+                Outcome::Superseded
+            }
+        };
+        Some(Settled { path, generation: done.row.generation, read: done.read, copied: done.copied, outcome })
+    }
+
+    fn settle_refused(&self, refused: Transferred, left: &mut Left) -> Option<Settled> {
+        let path = refused.row.path.clone();
+        let outcome = match refused.verdict {
+            Verdict::Conflict => self.conflict(&path, left),
+            Verdict::OriginLost => {
+                self.note_conflict(format!(
+                    "{path}: the file that was renamed to it was changed in the bucket meanwhile; it keeps its old name there"
+                ));
+                Outcome::Superseded
+            }
+            Verdict::Commit(..) | Verdict::Again => return None,
+        };
+        Some(Settled { path, generation: refused.row.generation, read: None, copied: None, outcome })
+    }
+
+    fn conflict(&self, path: &RelPath, left: &mut Left) -> Outcome {
+        let to = self.volume.conflict_path(path);
+        self.note_conflict(format!("{path}: changed here and in the bucket; our version is now {to}"));
+        left.again += 1;
+        Outcome::Conflict(to)
+    }
+}
+
+/// The row's entry in the index as this machine last saw it: what it replaced, or what an earlier push of ours left there
+/// before it could be settled.
+fn seen_entry(row: &PlannedRow, base: &crate::datastore::Index) -> Option<crate::datastore::Entry> {
+    let ours = row.upload.as_ref().and_then(|mark| {
+        base.get(row.path.as_str()).filter(|e| e.sha256.as_deref() == Some(&mark.sha256) && e.size == mark.size)
+    });
+    ours.or(row.replaces.as_ref().map(|r| &r.entry)).cloned()
+}
