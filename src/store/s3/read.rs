@@ -145,7 +145,6 @@ impl S3Store {
                 .ok_or_else(|| senseless(call, &format!("the answer has the Content-Range {text:?}")))?,
         };
         let asked = match &request.range {
-            // A store that ignores ranges sends all of it: right bytes only if they begin at the start.
             Some(asked) => asked.start..asked.end.min(size),
             None => 0..size,
         };

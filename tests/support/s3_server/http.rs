@@ -195,11 +195,12 @@ struct Damaged {
     inner: s3s::Body,
     left: usize,
     stalls: bool,
+    flushed: bool,
 }
 
 impl Damaged {
     fn wrap(inner: s3s::Body, left: usize, stalls: bool) -> s3s::Body {
-        s3s::Body::http_body_unsync(Self { inner, left, stalls })
+        s3s::Body::http_body_unsync(Self { inner, left, stalls, flushed: false })
     }
 }
 
@@ -209,11 +210,16 @@ impl http_body::Body for Damaged {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.left == 0 {
-            return if self.stalls {
-                Poll::Pending
-            } else {
-                Poll::Ready(Some(Err("the body breaks off on purpose".into())))
-            };
+            if self.stalls {
+                return Poll::Pending;
+            }
+            if !self.flushed {
+                // Once more around, so that what came before is sent before the connection is closed.
+                self.flushed = true;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            return Poll::Ready(Some(Err("the body breaks off on purpose".into())));
         }
         let left = self.left;
         match Pin::new(&mut self.inner).poll_frame(context) {
