@@ -10,7 +10,7 @@ use support::s3_server::{ACCESS_KEY, Action, BUCKET, Fault, REGION, S3Server, SE
 use support::stores::{collect, put, quick_policy, read, request, s3};
 use swamp_mount::store::{
     Body, Condition, CopySource, Fetched, GetRequest, ListRequest, ObjectStore, PartLimits, Precondition, PutRequest,
-    RequestPolicy, S3Options, S3Store, StoreErrorKind, UserMetadata,
+    RequestPolicy, S3Options, S3Store, StoreErrorKind, UserMetadata, get_bytes,
 };
 
 /// A policy whose deadlines a test can wait for.
@@ -179,6 +179,20 @@ async fn a_body_that_ends_early_is_an_error_after_the_bytes_that_came() {
         let error = collect(body).await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Unreachable, "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_small_object_is_read_again_when_its_body_breaks_off() {
+    let (server, store) = started().await;
+    server.put_object("k", vec![1u8; 100_000]);
+    server.inject(Fault::on("GetObject", Action::CutBody(1000)).times(2));
+    let (_, bytes) = get_bytes(&store, GetRequest::whole("k"), 100_000).await.unwrap().unwrap();
+    assert_eq!(bytes.len(), 100_000);
+    let error = get_bytes(&store, GetRequest::whole("k"), 99_999).await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Other, "{error}");
+    server.inject(Fault::on("GetObject", Action::CutBody(1000)));
+    let error = get_bytes(&store, GetRequest::whole("k"), 100_000).await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Unreachable, "{error}");
 }
 
 #[tokio::test]

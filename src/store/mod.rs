@@ -62,7 +62,10 @@ pub trait ObjectStore: Send + Sync + 'static {
     async fn list(&self, request: ListRequest) -> Result<ListPage>;
 }
 
-/// Reads a whole small object (an index, a lock) into memory.
+/// How often [`get_bytes`] asks in all when the body breaks off.
+const BODY_ATTEMPTS: u32 = 3;
+
+/// Reads a whole small object (an index, a lock) into memory, again from the start when its body breaks off.
 ///
 /// `limit` is the largest body accepted, in bytes; beyond it the error is [`StoreErrorKind::Other`].
 pub async fn get_bytes(
@@ -70,19 +73,32 @@ pub async fn get_bytes(
     request: GetRequest,
     limit: u64,
 ) -> Result<Option<(ObjectInfo, bytes::Bytes)>> {
-    use futures_util::StreamExt;
-    let key = request.key.clone();
-    match store.get(request).await? {
-        Fetched::NotModified => Ok(None),
-        Fetched::Object { info, mut body, .. } => {
-            let mut buffer = bytes::BytesMut::new();
-            while let Some(chunk) = body.next().await {
-                buffer.extend_from_slice(&chunk?);
-                if buffer.len() as u64 > limit {
-                    return Err(StoreError::other("read", &key, format!("the object is larger than {limit} bytes")));
-                }
+    let mut attempt = 1;
+    loop {
+        // Failures before the body have been repeated already, as the policy wants.
+        let (info, body) = match store.get(request.clone()).await? {
+            Fetched::NotModified => return Ok(None),
+            Fetched::Object { info, body, .. } => (info, body),
+        };
+        match collect(&request.key, body, limit).await {
+            Ok(bytes) => return Ok(Some((info, bytes))),
+            Err(error) if error.is_transient() && attempt < BODY_ATTEMPTS => {
+                tracing::debug!(%error, attempt, "a body broke off and is read again");
+                attempt += 1;
             }
-            Ok(Some((info, buffer.freeze())))
+            Err(error) => return Err(error),
         }
     }
+}
+
+async fn collect(key: &str, mut body: ByteStream, limit: u64) -> Result<bytes::Bytes> {
+    use futures_util::StreamExt;
+    let mut buffer = bytes::BytesMut::new();
+    while let Some(chunk) = body.next().await {
+        buffer.extend_from_slice(&chunk?);
+        if buffer.len() as u64 > limit {
+            return Err(StoreError::other("read", key, format!("the object is larger than {limit} bytes")));
+        }
+    }
+    Ok(buffer.freeze())
 }

@@ -13,6 +13,9 @@ use swamp_mount::store::{
 
 use super::s3_server::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
 
+/// Names an S3 server, with our bucket and keys, to run the promises over as well: a second opinion on the protocol.
+const OTHER_SERVER: &str = "SWAMP_TEST_S3_ENDPOINT";
+
 /// Deadlines that a loaded machine keeps, pauses that do not slow tests down.
 pub fn quick_policy() -> RequestPolicy {
     RequestPolicy { timeout: Duration::from_secs(20), attempts: 3, first_backoff: Duration::from_millis(2) }
@@ -38,6 +41,16 @@ pub async fn each(check: impl AsyncFn(&str, Arc<dyn ObjectStore>)) {
         let server = S3Server::start().await;
         let store = s3(&server, prefix, quick_policy()).await;
         check(&format!("s3 with prefix {prefix:?}"), Arc::new(store)).await;
+    }
+    if let Ok(endpoint) = std::env::var(OTHER_SERVER) {
+        let options = S3Options {
+            region: Some(REGION.to_owned()),
+            endpoint_url: Some(endpoint),
+            policy: quick_policy(),
+            ..S3Options::new(BUCKET, format!("run-{:016x}", fastrand::u64(..)))
+        };
+        let store = S3Store::connect_with_key(options, ACCESS_KEY, SECRET_KEY).await.expect("a client can be built");
+        check("the server from the environment", Arc::new(store)).await;
     }
     if Path::new("/dev/shm").is_dir() {
         let directory = tempfile::tempdir_in("/dev/shm").expect("a temporary directory in memory");
