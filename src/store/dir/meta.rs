@@ -98,7 +98,7 @@ fn read(root: &Root, file: &File, stat: &Stat) -> io::Result<UserMetadata> {
     serde_json::from_slice(&json).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// Removes what [`write`] may have left beside a file that is gone.
+/// Removes what [`write()`] may have left beside a file that is gone.
 pub(super) fn forget(root: &Root, stat: &Stat) {
     if let Err(error) = root.remove_small(&companion(stat)) {
         tracing::warn!(%error, "metadata of a replaced object is left in {METADATA}");
