@@ -193,7 +193,7 @@ impl CacheDir {
             return link_over(&proc_path(&new.file), &directory, name);
         };
         let (_, temp) = temp.rsplit_once('/').unwrap_or(("", temp));
-        Ok(rfs::renameat(&directory, temp, &directory, name)?)
+        Ok(rename_over(&directory, temp, name)?)
     }
 
     /// Forgets a file that was started.
@@ -327,6 +327,14 @@ impl CacheDir {
         Ok(rfs::fsync(&self.root)?)
     }
 
+    /// Makes everything on the directory's file system survive a power loss.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn sync_all(&self) -> io::Result<()> {
+        Ok(rfs::syncfs(&self.root)?)
+    }
+
     /// The local copy of the index, if there is one.
     ///
     /// # Errors
@@ -396,13 +404,24 @@ fn link_over(source: &Path, directory: &OwnedFd, name: &str) -> io::Result<()> {
     }
     let temp = temp_name();
     rfs::linkat(CWD, source, directory, &temp, AtFlags::SYMLINK_FOLLOW)?;
-    let renamed = rfs::renameat(directory, &temp, directory, name);
+    let renamed = rename_over(directory, &temp, name);
     // Renaming one link of a file over another does nothing, and a failed rename leaves the temporary name.
     match rfs::unlinkat(directory, &temp, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => tracing::warn!(name = temp, %error, "cannot remove a temporary name"),
     }
     Ok(renamed?)
+}
+
+/// Renames over a file, or over a directory that is empty.
+fn rename_over(directory: &OwnedFd, from: &str, to: &str) -> Result<(), Errno> {
+    match rfs::renameat(directory, from, directory, to) {
+        Err(Errno::ISDIR) => {
+            rfs::unlinkat(directory, to, AtFlags::REMOVEDIR)?;
+            rfs::renameat(directory, from, directory, to)
+        }
+        other => other,
+    }
 }
 
 // Borrows: the descriptor has to stay open while the path is used.

@@ -43,6 +43,11 @@ pub fn is_internal(path: &str) -> bool {
     classify(path) != NameClass::Synced
 }
 
+/// Whether a file is rewritten in the bucket without an update of its entry, so that its size may differ from the entry's.
+pub fn is_rewritten_in_place(path: &str) -> bool {
+    path == ".catalog-export.json"
+}
+
 /// Whether discovery leaves a listed object out (besides namespaces): internal names, other tools' directories and
 /// directory markers.
 pub fn is_ignored_by_discovery(key: &str) -> bool {

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::cache_dir::{CacheDir, FileKind};
 use super::index::Index;
+use super::names::is_rewritten_in_place;
 use super::timestamp::{self, NANOS_PER_MS};
 use crate::store::Fingerprint;
 
@@ -107,7 +108,9 @@ pub fn verify_complete(cache: &CacheDir, index: &Index) -> io::Result<Result<Ver
     };
     for (path, entry) in index.entries() {
         match cache.stat(path)? {
-            Some(stat) if stat.kind == FileKind::File && stat.size == entry.size => {}
+            Some(stat)
+                if stat.kind == FileKind::File && (stat.size == entry.size || is_rewritten_in_place(path.as_str())) => {
+            }
             _ => add(path.as_str()),
         }
     }

@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod hash;
 pub mod merge;
 mod notify;
+pub mod offline;
 mod push;
 mod refresh;
 pub mod remove_object;
