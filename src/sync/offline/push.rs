@@ -63,12 +63,14 @@ async fn work(
     let options = session.options;
     session.mark_dirty()?;
     let lock = acquire(store.clone(), &options.lock).await?;
-    let honoured = lock.prove_conditions().await;
-    if !matches!(honoured, Ok(true)) && !(options.unsafe_no_conditional_writes && honoured.is_ok()) {
-        lock.release().await;
-        return Err(honoured.map_or_else(OfflineError::from, |_| OfflineError::NoConditions));
-    }
-    let unconditional = matches!(honoured, Ok(false));
+    let unconditional = match lock.prove_conditions().await {
+        Ok(true) => false,
+        Ok(false) if options.unsafe_no_conditional_writes => true,
+        refused => {
+            lock.release().await;
+            return Err(refused.map_or_else(OfflineError::from, |_| OfflineError::NoConditions));
+        }
+    };
     let mut held = None;
     if unconditional {
         tracing::warn!("the store ignores conditions: pushing under the lock alone, as asked");
