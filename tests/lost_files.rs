@@ -512,6 +512,58 @@ async fn a_new_name_that_somebody_took_first_keeps_both() {
     assert_eq!(store.text(&report.conflicts[0]).unwrap(), "ours");
 }
 
+/// Lets another writer act when everything is uploaded and the lock is about to be taken for the index.
+fn before_the_merge(store: &MemoryStore, act: impl FnOnce(&MemoryStore) + Send + 'static) {
+    let (mut writes_of_the_lock, mut act) = (0, Some(act));
+    store.hook(move |store, op, key| {
+        writes_of_the_lock += u32::from(op == "put" && key == LOCK_KEY);
+        // The first takes it, the second proves that conditions are honoured.
+        if writes_of_the_lock == 3
+            && let Some(act) = act.take()
+        {
+            act(store);
+        }
+        Verdict::Proceed
+    });
+}
+
+#[tokio::test]
+async fn a_file_that_changes_while_its_removal_is_pushed_stays() {
+    let (store, first) = two_files().await;
+    first.remove("a");
+    first.mark(&["a"], false);
+    before_the_merge(&store, |store| add_foreign(store, "a", "newer"));
+    assert_eq!(first.push().await.removed, 0);
+    assert_eq!(contents(&store), pairs(&[("a", "newer"), ("dir/b", "two")]));
+    assert!(!first.is_clean());
+}
+
+#[tokio::test]
+async fn an_object_that_was_replaced_without_a_condition_before_our_entry_keeps_both() {
+    let (store, first) = two_files().await;
+    first.write("a", "ours", 5);
+    before_the_merge(&store, |store| add_foreign(store, "a", "theirs"));
+    let report = first.push().await;
+    assert_eq!(store.text("a").unwrap(), "theirs");
+    assert_eq!(store.text(&report.conflicts[0]).unwrap(), "ours");
+    assert_eq!(contents(&store).len(), 3);
+}
+
+#[tokio::test]
+async fn a_new_version_with_the_old_size_and_time_is_pulled() {
+    let (_, first) = two_files().await;
+    let second = Machine::new(&first.store);
+    second.pull().await;
+    let time = std::fs::metadata(first.path("a")).unwrap().modified().unwrap();
+    first.write("a", "ONE", 1);
+    first.push().await;
+    first.write("a", "eno", 1);
+    std::fs::File::options().write(true).open(first.path("a")).unwrap().set_modified(time).unwrap();
+    first.push().await;
+    second.pull().await;
+    assert_eq!(second.read("a").unwrap(), "eno");
+}
+
 #[tokio::test]
 async fn a_zombie_entry_is_scrubbed_by_the_next_push_and_never_fetched() {
     let (store, first) = two_files().await;
