@@ -512,6 +512,38 @@ async fn a_new_name_that_somebody_took_first_keeps_both() {
     assert_eq!(store.text(&report.conflicts[0]).unwrap(), "ours");
 }
 
+#[tokio::test]
+async fn a_complete_cache_with_something_unpushed_is_not_clean() {
+    let (store, first) = two_files().await;
+    first.remove(SIDECAR_NAME);
+    first.write("new", "n", 5);
+    let report = first.pull().await;
+    assert_eq!((report.unpushed, report.clean), (vec!["new".to_owned()], false));
+    assert!(!first.is_clean());
+    // The same size as the entry, so that only the content tells.
+    first.push().await;
+    first.write("a", "ONE", 5);
+    first.remove(SIDECAR_NAME);
+    assert!(!first.pull().await.clean);
+    assert_eq!(first.read("a").unwrap(), "ONE");
+    first.push().await;
+    assert_eq!(store.text("a").unwrap(), "ONE");
+}
+
+#[tokio::test]
+async fn a_push_compares_bytes_before_it_speaks_of_a_conflict() {
+    let (store, first) = two_files().await;
+    add_foreign(&store, "x", "content");
+    add_foreign(&store, "y", "theirs");
+    first.write("x", "content", 77);
+    first.write("y", "ourown", 77);
+    let report = first.push().await;
+    assert_eq!((report.conflicts.len(), report.uploaded), (1, 1), "{report:?}");
+    assert_eq!((store.text("x").unwrap(), store.text("y").unwrap()), ("content".into(), "theirs".into()));
+    assert_eq!(first.pull().await.downloaded, 1);
+    assert!(first.is_clean());
+}
+
 /// Lets another writer act when everything is uploaded and the lock is about to be taken for the index.
 fn before_the_merge(store: &MemoryStore, act: impl FnOnce(&MemoryStore) + Send + 'static) {
     let (mut writes_of_the_lock, mut act) = (0, Some(act));
