@@ -7,9 +7,11 @@
 #![warn(missing_docs)]
 
 pub mod cache;
+pub mod cli;
 pub mod config;
 pub mod datastore;
 pub mod fs;
+pub mod mount;
 pub mod store;
 pub mod sync;
 pub mod tree;

@@ -18,6 +18,7 @@ pub use bucket::check_s3_bucket;
 pub use environment::Environment;
 pub use mount_options::to_arguments as mount_option_arguments;
 pub use source::{SUPPORTED_SOURCES, Source};
+pub(crate) use state_dir::short_hash;
 pub use state_dir::{Invocation, default_cache_root, registry_dirs};
 pub use timeout::{REQUEST_TIMEOUT_ENV, RequestTimeout, parse_request_timeout};
 

@@ -1,0 +1,310 @@
+//! One mount from beginning to end: checks, lock, engine, kernel session, and whatever ends it.
+//!
+//! Puts everything together. Invariants: nothing stays mounted when the start fails; the cache root is held until all is
+//! pushed or the user was told; the mount is only ever taken off by its own device, never something mounted over it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::oneshot;
+
+use super::control::Phase;
+use super::daemon::Reporter;
+use super::finish::{EndRequest, Patience, Running};
+use super::headless::held_in_words;
+use super::instance::Instance;
+use super::logging::{self, Voice};
+use super::registry::Registration;
+use super::signals::{Ending, Signals};
+use super::unmount::UnmountError;
+use super::{End, MountError, mountinfo, mountpoint, store, unmount};
+use crate::config::{EngineConfig, MountConfig, StoreConfig};
+use crate::fs::{FsOptions, SwampFs, session_config};
+use crate::sync::engine::{Engine, EngineOptions};
+
+/// How long a mountpoint may be busy for a moment (an indexer, a shell's prompt) before it counts as in use.
+const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the kernel session may take to end after the unmount, and the mount to answer after it was made.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Mounts, serves, and returns when everything has ended.
+pub fn run(config: &MountConfig, reporter: &mut Reporter) -> Result<End, MountError> {
+    let runtime = runtime()?;
+    let end = runtime.block_on(serve(config, reporter));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    end
+}
+
+pub(super) fn runtime() -> Result<Runtime, MountError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(MountError::system("start the runtime"))
+}
+
+/// The log file of a mount: the given one, or `mount.log` in the cache root.
+pub fn log_path(config: &MountConfig) -> PathBuf {
+    config.log_file.clone().unwrap_or_else(|| config.cache.root.join("mount.log"))
+}
+
+pub(super) fn engine_options(root: &Path, store: &StoreConfig, engine: &EngineConfig) -> EngineOptions {
+    EngineOptions {
+        cache_root: root.to_owned(),
+        read_only: engine.read_only,
+        refresh: engine.refresh,
+        flush_after: engine.flush_after,
+        flush_max_age: engine.flush_max_age,
+        unsafe_no_conditional_writes: engine.unsafe_no_conditional_writes,
+        fsync_waits_for_bucket: engine.fsync_waits_for_bucket,
+        upload_concurrency: engine.upload_concurrency,
+        download_concurrency: engine.download_concurrency,
+        uid: engine.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+        gid: engine.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        umask: engine.umask,
+        key_prefix_len: store.source.key_prefix_len(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+async fn serve(config: &MountConfig, reporter: &mut Reporter) -> Result<End, MountError> {
+    let mut signals = Signals::listen().map_err(MountError::system("listen to signals"))?;
+    let (path, instance, engine) = tokio::select! {
+        biased;
+        prepared = prepare(config, reporter) => prepared?,
+        signal = signals.next() => {
+            return Err(MountError::Background(format!("ended by {} before the mount was ready", signal.name())));
+        }
+    };
+    let running = Running::new(Arc::clone(&engine), instance, signals, Some(&path), config.engine.read_only)?;
+    let kernel = match mount(config, &path, &engine).await {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            engine.close().await;
+            return Err(error);
+        }
+    };
+    engine.spawn_background();
+    let registration = Registration::new(running.root(), &config.cache, &config.store, Some(&path));
+    let mut mounted = Mounted { running, kernel, path };
+    let ready = chdir_to_root().and_then(|()| reporter.ready(&log_path(config)));
+    if let Err(error) = ready {
+        mounted.take_off_for_good().await;
+        let pushed = mounted.running.push(None, Patience::OneAttempt).await;
+        mounted.running.end(pushed, registration).await;
+        return Err(error);
+    }
+    tracing::info!("mounted {} at {} (process {})", config.store.source, mounted.path.display(), std::process::id());
+    let pushed = mounted.until_the_end().await;
+    Ok(mounted.running.end(pushed, registration).await)
+}
+
+/// Everything that can fail or take long before the kernel is involved.
+async fn prepare(
+    config: &MountConfig,
+    reporter: &mut Reporter,
+) -> Result<(PathBuf, Instance, Arc<Engine>), MountError> {
+    let checked = mountpoint::check(config)?;
+    let source = config.store.source.to_string();
+    let instance = held_in_words(Instance::acquire(&config.cache, &source, Some(&checked.path)))?;
+    if config.foreground && config.log_file.is_none() {
+        logging::to_stderr(Voice::Mount, config.verbosity);
+    } else {
+        logging::to_file(logging::open(&log_path(config))?, Voice::Mount, config.verbosity);
+    }
+    if let Some(notice) = &checked.notice {
+        reporter.notice(notice);
+    }
+    let store = store::open(&config.store).await?;
+    let engine = Engine::start(engine_options(instance.root(), &config.store, &config.engine), store).await?;
+    Ok((checked.path, instance, engine))
+}
+
+/// The kernel's side of a mount.
+struct Kernel {
+    /// `major:minor` of the mount.
+    device: Option<String>,
+    /// Comes when the session has ended, by whatever unmount.
+    ended: oneshot::Receiver<()>,
+}
+
+async fn mount(config: &MountConfig, path: &Path, engine: &Arc<Engine>) -> Result<Kernel, MountError> {
+    let source_name = config.store.source.to_string();
+    let options = FsOptions { allow_other: config.allow_other, read_only: config.engine.read_only, source_name };
+    let mut session_options = session_config(&options);
+    use fuser::MountOption::{NoAtime, NoDev, NoExec, NoSuid};
+    let wanted = [(NoDev, true), (NoSuid, true), (NoExec, config.no_exec), (NoAtime, config.no_atime)];
+    for (option, wanted) in wanted {
+        if wanted && !session_options.mount_options.contains(&option) {
+            session_options.mount_options.push(option);
+        }
+    }
+    session_options.n_threads = Some(std::thread::available_parallelism().map_or(2, |n| n.get()));
+    session_options.clone_fd = true;
+
+    let fs = SwampFs::new(Arc::clone(engine), Handle::current());
+    let failed = |reason: String| MountError::Fuse { mountpoint: path.to_owned(), reason };
+    let at = path.to_owned();
+    let session = tokio::task::spawn_blocking(move || fuser::Session::new(fs, &at, &session_options))
+        .await
+        .map_err(|e| failed(e.to_string()))?
+        .map_err(|e| failed(in_words(&e)))?;
+    engine.attach_notifier(session.notifier());
+    let mut session = session.spawn().map_err(|e| failed(e.to_string()))?;
+    let (sender, ended) = oneshot::channel();
+    let guard = std::mem::replace(&mut session.guard, std::thread::spawn(|| Ok(())));
+    // fuser would unmount by path when this is dropped, whatever is mounted there by then; we unmount by device.
+    std::mem::forget(session);
+    std::thread::spawn(move || {
+        match guard.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("the kernel session ended: {error}"),
+            Err(_) => tracing::error!("the kernel session panicked"),
+        }
+        // Nobody waits any more when the process is ending anyway.
+        let _ending = sender.send(());
+    });
+    let device = mountinfo::at(path).map_err(|e| failed(e.to_string()))?.map(|mounted| mounted.device);
+    let at = path.to_owned();
+    let answer =
+        tokio::time::timeout(KERNEL_PATIENCE, tokio::task::spawn_blocking(move || std::fs::metadata(at))).await;
+    let problem = match answer {
+        Ok(Ok(Ok(_))) => return Ok(Kernel { device, ended }),
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("it did not answer within {} s", KERNEL_PATIENCE.as_secs()),
+    };
+    if let Err(error) = take_off(path, device.as_deref(), true).await {
+        tracing::error!("{error}");
+    }
+    Err(failed(format!("the mount does not answer: {problem}")))
+}
+
+fn in_words(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) if rustix::process::geteuid().is_root() => format!(
+            "{error}; mounting needs CAP_SYS_ADMIN, which a container gets with `--cap-add SYS_ADMIN --device /dev/fuse`"
+        ),
+        _ => error.to_string().trim().to_owned(),
+    }
+}
+
+/// The working directory of a mount must not keep another file system busy.
+fn chdir_to_root() -> Result<(), MountError> {
+    std::env::set_current_dir("/").map_err(MountError::io("change to", "/"))
+}
+
+async fn take_off(path: &Path, device: Option<&str>, lazily: bool) -> Result<(), UnmountError> {
+    let (at, device) = (path.to_owned(), device.map(str::to_owned));
+    let unmounting = tokio::task::spawn_blocking(move || {
+        if lazily { unmount::detach(&at, device.as_deref()) } else { unmount::unmount(&at, device.as_deref()) }
+    });
+    let reason =
+        |e: tokio::task::JoinError| UnmountError::Failed { mountpoint: path.to_owned(), reason: e.to_string() };
+    unmounting.await.map_err(reason)?
+}
+
+struct Mounted {
+    running: Running,
+    kernel: Kernel,
+    path: PathBuf,
+}
+
+impl Mounted {
+    /// Serves until the mount ends; then pushes. Returns how the last push went.
+    async fn until_the_end(&mut self) -> Result<(), Vec<String>> {
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut self.kernel.ended => return self.after_unmount().await,
+                signal = self.running.signals.next() => return self.on_signal(signal).await,
+                Some(request) = self.running.requests.recv() => {
+                    if let Some(pushed) = self.on_request(request).await {
+                        return pushed;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Somebody unmounted: go on until all is pushed, and hold the cache root meanwhile.
+    async fn after_unmount(&mut self) -> Result<(), Vec<String>> {
+        self.running.desk.set_phase(Phase::Flushing);
+        // The session can also end by an abort of the connection, which leaves a dead mount.
+        self.take_off_for_good().await;
+        tracing::info!(
+            "{} was unmounted; {} to be pushed before this process ends",
+            self.path.display(),
+            super::client::describe_pending(&self.running.engine.pending())
+        );
+        self.running.push(None, Patience::UntilPushed).await
+    }
+
+    async fn on_signal(&mut self, signal: Ending) -> Result<(), Vec<String>> {
+        self.running.note(signal);
+        tracing::info!("{}: flushing and unmounting", signal.name());
+        self.running.desk.set_phase(Phase::Unmounting);
+        let flushed = self.running.push(None, Patience::OneAttempt).await;
+        match take_off(&self.path, self.kernel.device.as_deref(), false).await {
+            Ok(()) => self.session_ended().await,
+            Err(error) => {
+                tracing::warn!("{error}; what is open there will fail from now on");
+                self.take_off_for_good().await;
+            }
+        }
+        self.push_the_rest(flushed, None).await
+    }
+
+    /// `None` when the mount stays.
+    async fn on_request(&mut self, request: EndRequest) -> Option<Result<(), Vec<String>>> {
+        let deadline = request.deadline;
+        self.running.wait_for_end(request);
+        self.running.desk.set_phase(Phase::Unmounting);
+        let flushed = self.running.push(deadline, Patience::OneAttempt).await;
+        let busy_until = tokio::time::Instant::now() + BUSY_PATIENCE;
+        loop {
+            match take_off(&self.path, self.kernel.device.as_deref(), false).await {
+                Ok(()) => break,
+                Err(UnmountError::Busy { .. }) if tokio::time::Instant::now() < busy_until => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => {
+                    let state = match &flushed {
+                        Ok(()) => "everything written so far is in the bucket".to_owned(),
+                        Err(reasons) => format!("not everything is in the bucket ({})", reasons.join("; ")),
+                    };
+                    tracing::warn!("not unmounted: {error}");
+                    self.running.desk.set_phase(Phase::Mounted);
+                    self.running.refuse(&format!("{error}\nIt stays mounted; {state}."));
+                    return None;
+                }
+            }
+        }
+        self.session_ended().await;
+        Some(self.push_the_rest(flushed, deadline).await)
+    }
+
+    /// What was written between the flush and the unmount.
+    async fn push_the_rest(
+        &mut self,
+        flushed: Result<(), Vec<String>>,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Result<(), Vec<String>> {
+        flushed?;
+        self.running.desk.set_phase(Phase::Flushing);
+        let at_least = tokio::time::Instant::now() + Duration::from_secs(2);
+        self.running.push(deadline.map(|deadline| deadline.max(at_least)), Patience::OneAttempt).await
+    }
+
+    async fn session_ended(&mut self) {
+        if tokio::time::timeout(KERNEL_PATIENCE, &mut self.kernel.ended).await.is_err() {
+            tracing::warn!("the kernel session goes on after the unmount: the file system is still in use elsewhere");
+        }
+    }
+
+    async fn take_off_for_good(&mut self) {
+        if let Err(error) = take_off(&self.path, self.kernel.device.as_deref(), true).await {
+            tracing::error!("{error}");
+        }
+    }
+}
