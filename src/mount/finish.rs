@@ -264,16 +264,6 @@ impl Running {
         }
         connections.finish().await;
         drop(desk);
-        match &end {
-            End::Pushed => tracing::info!("everything is in the bucket; done"),
-            End::Unpushed(unpushed) => tracing::error!(
-                "{} not in the bucket ({}); kept in {}; push it with: {}",
-                client::describe_pending(&unpushed.pending),
-                unpushed.reasons.join("; "),
-                unpushed.kept_in,
-                unpushed.push_with
-            ),
-        }
         end
     }
 }

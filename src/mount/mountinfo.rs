@@ -25,6 +25,13 @@ pub struct Mounted {
 }
 
 impl Mounted {
+    /// Whether it is one of ours. Mounts that root makes by mount(2) go by the bare type `fuse` and are told by their
+    /// source.
+    pub fn is_ours(&self) -> bool {
+        let by_source = self.source.starts_with("s3://") || self.source.starts_with("file://");
+        self.fs_type == OUR_TYPE || (self.fs_type == "fuse" && by_source)
+    }
+
     /// Whether it is a FUSE mount of any program.
     pub fn is_fuse(&self) -> bool {
         self.fs_type == "fuse" || self.fs_type.starts_with("fuse.")

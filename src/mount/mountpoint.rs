@@ -101,10 +101,9 @@ pub fn check(config: &MountConfig) -> Result<Mountpoint, MountpointError> {
     let path = canonical(&config.mountpoint)?;
     let io = |source| MountpointError::Io { path: path.clone(), source };
     let mounted = mountinfo::at(&path).map_err(io)?;
-    let stat = std::fs::metadata(&path);
     let mut notice = None;
-    match (mounted, &stat) {
-        (Some(mounted), Err(error)) if mounted.is_fuse() && is_dead(error) => {
+    match mounted {
+        Some(mounted) if mounted.is_fuse() && is_dead(&path) => {
             unmount::detach(&path, Some(&mounted.device))
                 .map_err(|e| MountpointError::Stale { path: path.clone(), reason: e.to_string() })?;
             notice = Some(format!(
@@ -113,14 +112,14 @@ pub fn check(config: &MountConfig) -> Result<Mountpoint, MountpointError> {
                 path.display()
             ));
         }
-        (Some(mounted), _) if mounted.fs_type == mountinfo::OUR_TYPE => {
+        Some(mounted) if mounted.is_ours() => {
             return Err(MountpointError::Mounted {
                 by: by_whom(&path, &config.cache.registries),
                 path,
                 source_name: mounted.source,
             });
         }
-        (Some(mounted), _) if mounted.is_fuse() => {
+        Some(mounted) if mounted.is_fuse() => {
             return Err(MountpointError::Taken { path, source_name: mounted.source, fs_type: mounted.fs_type });
         }
         _ => {}
@@ -135,10 +134,12 @@ pub fn check(config: &MountConfig) -> Result<Mountpoint, MountpointError> {
 pub fn canonical(path: &Path) -> Result<PathBuf, MountpointError> {
     match std::fs::canonicalize(path) {
         Ok(path) => Ok(path),
-        Err(error) if is_dead(&error) => match (path.parent().map(std::fs::canonicalize), path.file_name()) {
-            (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
-            _ => Ok(path.to_owned()),
-        },
+        Err(error) if says_dead(error.raw_os_error()) => {
+            match (path.parent().map(std::fs::canonicalize), path.file_name()) {
+                (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
+                _ => Ok(path.to_owned()),
+            }
+        }
         Err(error) => Err(match error.kind() {
             std::io::ErrorKind::NotFound => MountpointError::Missing(path.to_owned()),
             std::io::ErrorKind::NotADirectory => MountpointError::NotADirectory(path.to_owned()),
@@ -148,17 +149,22 @@ pub fn canonical(path: &Path) -> Result<PathBuf, MountpointError> {
     }
 }
 
-/// Whether this is how a FUSE mount without its process answers.
-pub fn is_dead(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+/// Whether a FUSE file system is mounted there whose process is gone. Asks for what the kernel never caches: attributes of
+/// a dead mount may still be remembered.
+pub fn is_dead(path: &Path) -> bool {
+    rustix::fs::statvfs(path).is_err_and(|error| says_dead(Some(error.raw_os_error())))
+}
+
+fn says_dead(errno: Option<i32>) -> bool {
+    matches!(errno, Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
 fn by_whom(path: &Path, registries: &[PathBuf]) -> String {
     let shown = path.display().to_string();
     let holders = registry::list(registries).into_iter().filter_map(|known| known.holder);
-    let by =
+    let mut by =
         holders.filter(|holder| holder.mountpoint.as_ref() == Some(&shown)).map(|h| format!(" by process {}", h.pid));
-    by.last().unwrap_or_default()
+    by.next_back().unwrap_or_default()
 }
 
 fn check_directory(path: &Path) -> Result<(), MountpointError> {

@@ -96,7 +96,18 @@ async fn serve(config: &MountConfig, reporter: &mut Reporter) -> Result<End, Mou
     }
     tracing::info!("mounted {} at {} (process {})", config.store.source, mounted.path.display(), std::process::id());
     let pushed = mounted.until_the_end().await;
-    Ok(mounted.running.end(pushed, registration).await)
+    let end = mounted.running.end(pushed, registration).await;
+    match &end {
+        End::Pushed => tracing::info!("everything is in the bucket; done"),
+        End::Unpushed(unpushed) => tracing::error!(
+            "{} not in the bucket ({}); kept in {}; push it with: {}",
+            super::client::describe_pending(&unpushed.pending),
+            unpushed.reasons.join("; "),
+            unpushed.kept_in,
+            unpushed.push_with
+        ),
+    }
+    Ok(end)
 }
 
 /// Everything that can fail or take long before the kernel is involved.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::config::{Source, StoreConfig};
 use crate::store::dir::DirStore;
-use crate::store::s3::{RequestPolicy, S3Options, S3Store};
-use crate::store::{ObjectStore, StoreError};
+use crate::store::s3::{S3Options, S3Store};
+use crate::store::{ObjectStore, RequestPolicy, StoreError};
 
 /// Opens the store of a source. For S3 this makes no request yet.
 pub async fn open(config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreError> {
