@@ -12,6 +12,7 @@ mod error;
 mod finish;
 pub mod headless;
 pub mod instance;
+mod kernel;
 pub mod logging;
 pub mod mountinfo;
 pub mod mountpoint;

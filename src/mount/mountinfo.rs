@@ -25,11 +25,9 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Whether it is one of ours. Mounts that root makes by mount(2) go by the bare type `fuse` and are told by their
-    /// source.
+    /// Whether it is one of ours.
     pub fn is_ours(&self) -> bool {
-        let by_source = self.source.starts_with("s3://") || self.source.starts_with("file://");
-        self.fs_type == OUR_TYPE || (self.fs_type == "fuse" && by_source)
+        self.fs_type == OUR_TYPE
     }
 
     /// Whether it is a FUSE mount of any program.

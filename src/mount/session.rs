@@ -7,27 +7,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::{Handle, Runtime};
-use tokio::sync::oneshot;
+use tokio::runtime::Runtime;
 
 use super::control::Phase;
 use super::daemon::Reporter;
 use super::finish::{EndRequest, Patience, Running};
 use super::headless::held_in_words;
 use super::instance::Instance;
+use super::kernel::{self, Kernel};
 use super::logging::{self, Voice};
 use super::registry::Registration;
 use super::signals::{Ending, Signals};
 use super::unmount::UnmountError;
-use super::{End, MountError, mountinfo, mountpoint, store, unmount};
+use super::{End, MountError, mountpoint, store, unmount};
 use crate::config::{EngineConfig, MountConfig, StoreConfig};
-use crate::fs::{FsOptions, SwampFs, session_config};
 use crate::sync::engine::{Engine, EngineOptions};
 
 /// How long a mountpoint may be busy for a moment (an indexer, a shell's prompt) before it counts as in use.
 const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long the kernel session may take to end after the unmount, and the mount to answer after it was made.
+/// How long the kernel session may take to end after the unmount.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Mounts, serves, and returns when everything has ended.
@@ -77,7 +76,7 @@ async fn serve(config: &MountConfig, reporter: &mut Reporter) -> Result<End, Mou
         }
     };
     let running = Running::new(Arc::clone(&engine), instance, signals, Some(&path), config.engine.read_only)?;
-    let kernel = match mount(config, &path, &engine).await {
+    let kernel = match kernel::mount(config, &path, &engine).await {
         Ok(kernel) => kernel,
         Err(error) => {
             engine.close().await;
@@ -129,75 +128,6 @@ async fn prepare(
     let store = store::open(&config.store).await?;
     let engine = Engine::start(engine_options(instance.root(), &config.store, &config.engine), store).await?;
     Ok((checked.path, instance, engine))
-}
-
-/// The kernel's side of a mount.
-struct Kernel {
-    /// `major:minor` of the mount.
-    device: Option<String>,
-    /// Comes when the session has ended, by whatever unmount.
-    ended: oneshot::Receiver<()>,
-}
-
-async fn mount(config: &MountConfig, path: &Path, engine: &Arc<Engine>) -> Result<Kernel, MountError> {
-    let source_name = config.store.source.to_string();
-    let options = FsOptions { allow_other: config.allow_other, read_only: config.engine.read_only, source_name };
-    let mut session_options = session_config(&options);
-    use fuser::MountOption::{NoAtime, NoDev, NoExec, NoSuid};
-    let wanted = [(NoDev, true), (NoSuid, true), (NoExec, config.no_exec), (NoAtime, config.no_atime)];
-    for (option, wanted) in wanted {
-        if wanted && !session_options.mount_options.contains(&option) {
-            session_options.mount_options.push(option);
-        }
-    }
-    session_options.n_threads = Some(std::thread::available_parallelism().map_or(2, |n| n.get()));
-    session_options.clone_fd = true;
-
-    let fs = SwampFs::new(Arc::clone(engine), Handle::current());
-    let failed = |reason: String| MountError::Fuse { mountpoint: path.to_owned(), reason };
-    let at = path.to_owned();
-    let session = tokio::task::spawn_blocking(move || fuser::Session::new(fs, &at, &session_options))
-        .await
-        .map_err(|e| failed(e.to_string()))?
-        .map_err(|e| failed(in_words(&e)))?;
-    engine.attach_notifier(session.notifier());
-    let mut session = session.spawn().map_err(|e| failed(e.to_string()))?;
-    let (sender, ended) = oneshot::channel();
-    let guard = std::mem::replace(&mut session.guard, std::thread::spawn(|| Ok(())));
-    // fuser would unmount by path when this is dropped, whatever is mounted there by then; we unmount by device.
-    std::mem::forget(session);
-    std::thread::spawn(move || {
-        match guard.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!("the kernel session ended: {error}"),
-            Err(_) => tracing::error!("the kernel session panicked"),
-        }
-        // Nobody waits any more when the process is ending anyway.
-        let _ending = sender.send(());
-    });
-    let device = mountinfo::at(path).map_err(|e| failed(e.to_string()))?.map(|mounted| mounted.device);
-    let at = path.to_owned();
-    let answer =
-        tokio::time::timeout(KERNEL_PATIENCE, tokio::task::spawn_blocking(move || std::fs::metadata(at))).await;
-    let problem = match answer {
-        Ok(Ok(Ok(_))) => return Ok(Kernel { device, ended }),
-        Ok(Ok(Err(error))) => error.to_string(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("it did not answer within {} s", KERNEL_PATIENCE.as_secs()),
-    };
-    if let Err(error) = take_off(path, device.as_deref(), true).await {
-        tracing::error!("{error}");
-    }
-    Err(failed(format!("the mount does not answer: {problem}")))
-}
-
-fn in_words(error: &std::io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) if rustix::process::geteuid().is_root() => format!(
-            "{error}; mounting needs CAP_SYS_ADMIN, which a container gets with `--cap-add SYS_ADMIN --device /dev/fuse`"
-        ),
-        _ => error.to_string().trim().to_owned(),
-    }
 }
 
 /// The working directory of a mount must not keep another file system busy.
