@@ -302,3 +302,21 @@ fn a_rehearsal_of_mount_does_nothing() {
     let output = rehearse("rw,wrong");
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
 }
+
+#[test]
+fn what_is_pushed_from_one_cache_directory_is_pulled_into_another() {
+    let home = Home::new();
+    let source = home.source();
+    std::fs::create_dir_all(home.path("one/data")).expect("made");
+    std::fs::write(home.path("one/data/a.txt"), "hello").expect("written");
+    let output = home.run(&["push", &source, "one"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).starts_with("pushed 1 files (5 B)"), "{}", stdout(&output));
+    let output = home.run(&["pull", &source, "two"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).starts_with("pulled 1 files (5 B)"), "{}", stdout(&output));
+    assert_eq!(std::fs::read(home.path("two/data/a.txt")).expect("there"), b"hello");
+    assert_eq!(stdout(&home.run(&["pull", &source, "two"])), "up to date\n");
+    let output = home.run(&["verify", &source]);
+    assert!(stdout(&output).contains("entries      1"), "{}", stdout(&output));
+}

@@ -89,9 +89,18 @@ pub struct StoreArgs {
 
 impl StoreArgs {
     pub fn config(&self, source: &str, environment: &Environment) -> Result<StoreConfig, ConfigError> {
+        self.config_with(source, environment, super::output::notice)
+    }
+
+    fn config_with(
+        &self,
+        source: &str,
+        environment: &Environment,
+        notice: impl Fn(&str),
+    ) -> Result<StoreConfig, ConfigError> {
         let timeout = RequestTimeout::resolve(self.request_timeout, environment);
         if let Some(warning) = &timeout.warning {
-            super::output::notice(warning);
+            notice(warning);
         }
         Ok(StoreConfig {
             source: Source::parse(source, self.prefix.as_deref())?,
@@ -177,9 +186,14 @@ pub struct MountArgs {
 }
 
 impl MountArgs {
-    pub fn config(&self, invocation: Invocation, environment: &Environment) -> Result<MountConfig, ConfigError> {
+    pub fn config(
+        &self,
+        invocation: Invocation,
+        environment: &Environment,
+        notice: impl Fn(&str),
+    ) -> Result<MountConfig, ConfigError> {
         // Both are required by the parser.
-        let store = self.store.config(self.source.as_deref().unwrap_or_default(), environment)?;
+        let store = self.store.config_with(self.source.as_deref().unwrap_or_default(), environment, notice)?;
         let cache = CacheConfig::resolve(&store, self.cache_dir.as_deref(), invocation, environment)?;
         Ok(MountConfig {
             store,

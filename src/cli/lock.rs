@@ -3,10 +3,10 @@
 //! Depends on `datastore::lock`.
 
 use super::arguments::{LockAction, LockArgs};
-use super::pull::block_on;
+use super::transfer::block_on;
 use super::{Ended, output};
 use crate::config::Environment;
-use crate::datastore::lock::{ForceReleased, LockError, force_release, inspect};
+use crate::datastore::lock::{ForceReleased, force_release, inspect};
 use crate::datastore::lock_body::LockStatus;
 use crate::mount::{MountError, store};
 
@@ -16,7 +16,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<Ended, MountErr
             let config = args.config(source, environment)?;
             let status = block_on(async {
                 let store = store::open(&config).await?;
-                inspect(&*store).await.map_err(in_words)
+                Ok::<_, MountError>(inspect(&*store).await?)
             })??;
             output::result(&format!("{}\n", status.as_ref().map_or_else(|| "the lock is free".to_owned(), describe)));
             Ok(Ended::Done)
@@ -26,9 +26,9 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<Ended, MountErr
             let released = block_on(async {
                 let store = store::open(&config).await?;
                 if *force {
-                    return force_release(&*store, nonce.as_deref()).await.map_err(in_words);
+                    return Ok(force_release(&*store, nonce.as_deref()).await?);
                 }
-                match inspect(&*store).await.map_err(in_words)? {
+                match inspect(&*store).await? {
                     None => Ok(ForceReleased::Absent),
                     Some(status) => Err(MountError::Control(format!(
                         "the lock was not released: {}\nIf that process is gone, or stays stuck, add --force. One that is still at work would lose its push.",
@@ -57,11 +57,4 @@ fn describe(status: &LockStatus) -> String {
         text += &format!("; nonce {}", body.nonce);
     }
     text
-}
-
-fn in_words(error: LockError) -> MountError {
-    match error {
-        LockError::Store(error) => error.into(),
-        other => MountError::Control(other.to_string()),
-    }
 }

@@ -14,6 +14,7 @@ mod pull;
 mod push;
 mod status;
 mod target;
+mod transfer;
 mod unmount;
 mod verify;
 

@@ -15,10 +15,11 @@ use crate::mount::{End, MountError, session};
 pub fn run(parsed: &Parsed, arguments: &[OsString], environment: &Environment) -> Result<Ended, MountError> {
     let args = &parsed.cli.mount;
     if let Some((invocation, mut reporter)) = daemon::in_background()? {
-        let prepared = args.config(invocation, environment).map_err(MountError::from);
+        // The parent has said what there is to say about the options.
+        let prepared = args.config(invocation, environment, |_| ()).map_err(MountError::from);
         return serve(prepared, &mut reporter);
     }
-    let config = args.config(parsed.invocation, environment)?;
+    let config = args.config(parsed.invocation, environment, output::notice)?;
     if parsed.rehearsal {
         return Ok(Ended::Done);
     }

@@ -37,12 +37,18 @@ pub fn result(text: &str) {
     }
 }
 
-/// Progress of a push.
+/// Progress of a transfer.
 pub struct Progress {
     started: Instant,
     bar: Option<ProgressBar>,
     /// The most that was seen to be left, in bytes, and when a line was last written.
     seen: RefCell<(u64, Option<Instant>)>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Progress {
@@ -66,12 +72,12 @@ impl Progress {
             Some(bar) => {
                 bar.set_length(seen.0);
                 bar.set_position(seen.0 - left);
-                bar.set_message(format!("{} to push", describe_pending(pending)));
+                bar.set_message(format!("{} to go", describe_pending(pending)));
             }
             None if seen.1.is_none_or(|last| last.elapsed() >= LINE_EVERY) => {
                 seen.1 = Some(Instant::now());
-                let uploaded = indicatif::BinaryBytes(pending.uploaded_bytes);
-                eprintln!("pushing: {} to go, {uploaded} uploaded", describe_pending(pending));
+                let done = indicatif::BinaryBytes(pending.uploaded_bytes);
+                eprintln!("{} to go, {done} done", describe_pending(pending));
             }
             None => {}
         }

@@ -1,17 +1,24 @@
 //! `swamp-mount push SOURCE CACHE_DIR`.
 //!
-//! Depends on `sync::offline`; shares its frame with `pull`.
+//! Depends on `sync::offline`. A file that cannot be pushed makes the command fail after all others are in the bucket.
 
-use super::Ended;
 use super::arguments::TransferArgs;
-use super::pull::transfer;
+use super::{Ended, output, transfer};
 use crate::config::Environment;
 use crate::mount::MountError;
-use crate::sync::offline;
+use crate::sync::offline::push;
 
 pub fn run(args: &TransferArgs, environment: &Environment) -> Result<Ended, MountError> {
-    transfer(args, environment, async |store, dir, options| {
-        let report = offline::push(store, &dir, &options).await;
-        report.map(|report| report.to_string()).map_err(|e| e.to_string())
-    })
+    let report = transfer::run(args, args.upload_concurrency, environment, async |t: transfer::Transfer| {
+        let report = push(t.store, &t.dir, &t.options, &t.progress).await;
+        t.progress.finish();
+        Ok(report?)
+    })?;
+    let size = indicatif::BinaryBytes(report.bytes);
+    output::result(&format!("pushed {} files ({size}), removed {}\n", report.uploaded, report.removed));
+    transfer::list("changed here and there; your version was pushed as", report.conflicts.iter().map(String::as_str));
+    transfer::list("older than what is in the bucket, and not pushed", report.outdated.iter().map(String::as_str));
+    let skipped: Vec<String> = report.skipped.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+    transfer::list("cannot be pushed", skipped.iter().map(String::as_str));
+    Ok(if report.skipped.is_empty() { Ended::Done } else { Ended::Failed })
 }

@@ -6,10 +6,10 @@
 use std::time::{Duration, Instant};
 
 use super::arguments::VerifyArgs;
-use super::pull::block_on;
+use super::transfer::block_on;
 use super::{Ended, output};
 use crate::config::Environment;
-use crate::datastore::{DatastoreError, INDEX_KEY, Index, IndexRead, discover, read_index};
+use crate::datastore::{INDEX_KEY, Index, IndexRead, discover, read_index};
 use crate::mount::{MountError, store};
 use crate::store::{ObjectStore, StoreError, StoreErrorKind};
 
@@ -29,10 +29,10 @@ pub fn run(args: &VerifyArgs, environment: &Environment) -> Result<Ended, MountE
         let latencies = reach(&*store).await?;
         output::result("reachable    yes, with these credentials\n");
         output::result(&format!("latency      {}\n", describe(&latencies)));
-        let (index, found) = match read_index(&*store, None).await.map_err(in_words)? {
+        let (index, found) = match read_index(&*store, None).await? {
             IndexRead::Present(remote) => (remote.index, "readable"),
             IndexRead::Missing | IndexRead::NotModified => {
-                (discover(&*store).await.map_err(in_words)?, "missing; made from a listing, as a first mount does")
+                (discover(&*store).await?, "missing; made from a listing, as a first mount does")
             }
         };
         output::result(&format!("index        {found}\n"));
@@ -81,11 +81,4 @@ async fn reach(store: &dyn ObjectStore) -> Result<Vec<Duration>, StoreError> {
 fn describe(sorted: &[Duration]) -> String {
     let ms = |at: usize| sorted.get(at).map(|latency| latency.as_secs_f64() * 1000.0).unwrap_or_default();
     format!("{:.1} ms (fastest {:.1}, slowest {:.1})", ms(sorted.len() / 2), ms(0), ms(sorted.len().saturating_sub(1)))
-}
-
-fn in_words(error: DatastoreError) -> MountError {
-    match error {
-        DatastoreError::Store(error) => error.into(),
-        other => MountError::Control(other.to_string()),
-    }
 }

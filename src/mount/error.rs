@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use super::instance::InstanceError;
 use super::mountpoint::MountpointError;
 use crate::config::ConfigError;
+use crate::datastore::{DatastoreError, LockError};
 use crate::store::StoreError;
 use crate::sync::engine::SyncError;
+use crate::sync::offline::OfflineError;
 
 /// The error of this layer.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +29,19 @@ pub enum MountError {
     Held(String),
     /// The bucket cannot be opened.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Box<StoreError>),
+    /// The index cannot be read.
+    #[error(transparent)]
+    Datastore(Box<DatastoreError>),
+    /// The datastore's lock.
+    #[error(transparent)]
+    Lock(Box<LockError>),
+    /// A pull or push without a mount.
+    #[error(transparent)]
+    Offline(Box<OfflineError>),
     /// The engine does not start.
     #[error(transparent)]
-    Sync(#[from] SyncError),
+    Sync(Box<SyncError>),
     /// The kernel or fusermount3 refused.
     #[error("cannot mount on {mountpoint:?}: {reason}")]
     Fuse {
@@ -82,3 +93,16 @@ impl MountError {
         matches!(self, Self::Config(_))
     }
 }
+
+/// Errors of the layers below are boxed: they are large, and results are passed through many hands.
+macro_rules! boxed {
+    ($($variant:ident($error:ty)),+ $(,)?) => {
+        $(impl From<$error> for MountError {
+            fn from(error: $error) -> Self {
+                Self::$variant(Box::new(error))
+            }
+        })+
+    };
+}
+
+boxed!(Store(StoreError), Datastore(DatastoreError), Lock(LockError), Offline(OfflineError), Sync(SyncError));
