@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+pub mod machine;
 pub mod memory_store;
 pub mod s3_server;
 pub mod stores;

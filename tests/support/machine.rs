@@ -1,0 +1,127 @@
+//! Machines with cache directories that share one bucket in memory, and another writer that takes no lock.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use swamp_mount::datastore::*;
+use swamp_mount::sync::offline::*;
+
+use super::memory_store::MemoryStore;
+
+/// A machine with a cache directory.
+pub struct Machine {
+    pub store: Arc<MemoryStore>,
+    pub root: tempfile::TempDir,
+}
+
+impl Machine {
+    pub fn new(store: &Arc<MemoryStore>) -> Self {
+        Self { store: store.clone(), root: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// Writes a file whose time is `age` seconds ago.
+    pub fn write(&self, name: &str, text: &str, age: u64) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        let at = SystemTime::now() - Duration::from_secs(age);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(at).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.path(name)).ok()
+    }
+
+    pub fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path(name)).unwrap();
+    }
+
+    pub fn options() -> OfflineOptions {
+        OfflineOptions { host: "here".into(), ..OfflineOptions::default() }
+    }
+
+    pub async fn try_pull(&self) -> Result<PullReport, OfflineError> {
+        pull(self.store.clone(), self.root.path(), &Self::options(), &()).await
+    }
+
+    pub async fn try_push(&self) -> Result<PushReport, OfflineError> {
+        push(self.store.clone(), self.root.path(), &Self::options(), &()).await
+    }
+
+    pub async fn pull(&self) -> PullReport {
+        self.try_pull().await.unwrap()
+    }
+
+    pub async fn push(&self) -> PushReport {
+        self.try_push().await.unwrap()
+    }
+
+    pub fn sidecar(&self) -> Option<Value> {
+        Some(serde_json::from_str(&self.read(SIDECAR_NAME)?).unwrap())
+    }
+
+    /// Writes a version 2 sidecar as a reference client leaves it after local changes.
+    pub fn mark(&self, paths: &[&str], lazy: bool) {
+        let sidecar = json!({
+            "version": 2, "remoteIndexETag": "e", "lastVerifiedAt": "2026-01-01T00:00:00.000Z", "localDirty": true,
+            "dirtyPaths": paths, "bulkInvalidated": false, "lazyPullActive": lazy, "dirtyPathsOverflowed": false,
+            "future": 1,
+        });
+        std::fs::write(self.path(SIDECAR_NAME), sidecar.to_string()).unwrap();
+    }
+
+    pub fn is_clean(&self) -> bool {
+        self.sidecar().is_some_and(|s| s["localDirty"] == false && s["remoteIndexETag"] == index_etag(&self.store))
+    }
+}
+
+pub fn index_etag(store: &MemoryStore) -> String {
+    store.object(INDEX_KEY).unwrap().fingerprint().as_str().to_owned()
+}
+
+pub fn listed(store: &MemoryStore) -> Vec<String> {
+    let index = Index::parse(&store.object(INDEX_KEY).unwrap().bytes).unwrap();
+    let mut names: Vec<_> = index.entries().map(|(path, _)| path.to_string()).collect();
+    names.sort();
+    names
+}
+
+/// What every listed file holds, so that nothing dangles and nothing is old.
+pub fn contents(store: &MemoryStore) -> Vec<(String, String)> {
+    listed(store).into_iter().map(|name| (name.clone(), store.text(&name).expect(&name))).collect()
+}
+
+pub fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect()
+}
+
+/// Another writer adds a file, lock or no lock.
+pub fn add_foreign(store: &MemoryStore, name: &str, text: &str) {
+    let mut index = match store.object(INDEX_KEY) {
+        Some(object) => Index::parse(&object.bytes).unwrap(),
+        None => Index::empty(),
+    };
+    let entry = Entry {
+        size: text.len() as u64,
+        last_modified: timestamp::format_nanos(timestamp::now_nanos()),
+        ..Entry::default()
+    };
+    index.set(&RelPath::parse(name).unwrap(), entry);
+    store.set(name, text);
+    store.set(INDEX_KEY, index.to_bytes());
+}
+
+pub async fn two_files() -> (Arc<MemoryStore>, Machine) {
+    let store = MemoryStore::new();
+    let first = Machine::new(&store);
+    first.write("a", "one", 100);
+    first.write("dir/b", "two", 100);
+    first.push().await;
+    (store, first)
+}
