@@ -40,7 +40,8 @@ impl Contents {
             Err(e) => return Err(CacheError::io("create", "data")(e.into())),
         }
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| CacheError::io("open", "data")(e.into()))?;
+        let dir =
+            rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| CacheError::io("open", "data")(e.into()))?;
         Ok(Self { dir })
     }
 

@@ -33,7 +33,9 @@ pub enum CacheError {
     #[error("state.db: {0}")]
     Db(#[from] rusqlite::Error),
     /// A row of state.db does not parse.
-    #[error("state.db holds a row that cannot be read ({row}): {reason}; move the cache directory aside and mount again, its unpushed files are in data/")]
+    #[error(
+        "state.db holds a row that cannot be read ({row}): {reason}; move the cache directory aside and mount again, its unpushed files are in data/"
+    )]
     Row {
         /// Which row.
         row: String,
@@ -60,7 +62,9 @@ impl CacheError {
     /// Whether the disk is full.
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::Io { source, .. } => source.raw_os_error() == Some(libc::ENOSPC) || source.raw_os_error() == Some(libc::EDQUOT),
+            Self::Io { source, .. } => {
+                source.raw_os_error() == Some(libc::ENOSPC) || source.raw_os_error() == Some(libc::EDQUOT)
+            }
             Self::Db(rusqlite::Error::SqliteFailure(e, _)) => e.code == rusqlite::ErrorCode::DiskFull,
             _ => false,
         }

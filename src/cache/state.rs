@@ -131,7 +131,8 @@ impl StateDb {
                 _ => Kind::Symlink,
             };
             let content: Option<i64> = row.get(2)?;
-            let attrs: Attrs = if attrs.is_empty() { Attrs::default() } else { parse(&format!("node {path}"), &attrs)? };
+            let attrs: Attrs =
+                if attrs.is_empty() { Attrs::default() } else { parse(&format!("node {path}"), &attrs)? };
             nodes.push(NodeRow { path, kind, content: content.map(content_id), attrs });
         }
         Ok(nodes)

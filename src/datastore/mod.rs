@@ -4,9 +4,9 @@
 //! steps is safe; when and why to take them is the business of `sync`.
 
 pub mod cache_dir;
+pub mod conflict;
 pub mod derived_shards;
 pub mod error;
-pub mod conflict;
 pub mod index;
 pub mod lock;
 pub mod lock_body;
@@ -18,14 +18,14 @@ pub mod sidecar;
 pub mod timestamp;
 
 pub use cache_dir::CacheDir;
+pub use conflict::conflict_name;
 pub use derived_shards::rewrite_derived_shards;
 pub use error::DatastoreError;
-pub use conflict::conflict_name;
 pub use index::{Entry, EntryKind, Index, IndexError, IndexProblem};
 pub use lock::{ForceReleased, HeldLock, LockError, LockOptions, acquire, force_release, inspect};
 pub use lock_body::{LockBody, LockStatus};
 pub use names::{INDEX_KEY, LOCK_KEY, META_KEY, NameClass, SIDECAR_NAME, classify, is_internal};
 pub use path::{PathProblem, RelPath};
 pub use remote_index::{IndexRead, RemoteIndex, WrittenIndex, discover, read_index, write_index};
-pub use timestamp::{format_nanos, now_nanos, parse_nanos};
 pub use sidecar::{Flavour, Sidecar, SidecarRead, VerifiedComplete, verify_complete};
+pub use timestamp::{format_nanos, now_nanos, parse_nanos};

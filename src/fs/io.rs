@@ -28,13 +28,16 @@ impl SwampFs {
         match self.volume.open(ino, request) {
             Ok(OpenOutcome::Ready(handle)) => self.opened(handle, reply),
             Ok(OpenOutcome::Fetch(live)) => {
-                let (engine, volume, files) = (Arc::clone(&self.engine), Arc::clone(&self.volume), Arc::clone(&self.files));
+                let (engine, volume, files) =
+                    (Arc::clone(&self.engine), Arc::clone(&self.volume), Arc::clone(&self.files));
                 self.runtime.spawn(async move {
                     if let Err(error) = engine.ensure_all(&live).await {
                         return reply.error(of_fetch(&error));
                     }
                     match volume.open(ino, request) {
-                        Ok(OpenOutcome::Ready(handle)) => reply.opened(files.insert(handle), FopenFlags::FOPEN_KEEP_CACHE),
+                        Ok(OpenOutcome::Ready(handle)) => {
+                            reply.opened(files.insert(handle), FopenFlags::FOPEN_KEEP_CACHE)
+                        }
                         Ok(OpenOutcome::Fetch(_)) => reply.error(Errno::EIO),
                         Err(error) => reply.error(report("open", ino.0, &error)),
                     }

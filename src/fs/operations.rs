@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::dirs::Listing;
@@ -141,14 +141,14 @@ impl Filesystem for SwampFs {
             // Devices, pipes and sockets cannot be in a bucket.
             return reply.error(Errno::EPERM);
         }
-        let made = Volume::check_name(name)
-            .and_then(|name| self.volume.mknod(ino(parent), name, mode, req.uid(), req.gid()));
+        let made =
+            Volume::check_name(name).and_then(|name| self.volume.mknod(ino(parent), name, mode, req.uid(), req.gid()));
         entry(made, "mknod", name, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let made = Volume::check_name(name)
-            .and_then(|name| self.volume.mkdir(ino(parent), name, mode, req.uid(), req.gid()));
+        let made =
+            Volume::check_name(name).and_then(|name| self.volume.mkdir(ino(parent), name, mode, req.uid(), req.gid()));
         entry(made, "mkdir", name, reply);
     }
 
@@ -399,4 +399,3 @@ fn xattr_reply(value: &[u8], size: u32, reply: ReplyXattr) {
         _ => reply.data(value),
     }
 }
-

@@ -9,7 +9,7 @@ use super::mountpoint::MountpointError;
 use crate::config::ConfigError;
 use crate::datastore::{DatastoreError, LockError};
 use crate::store::StoreError;
-use crate::sync::engine::SyncError;
+use crate::sync::SyncError;
 use crate::sync::offline::OfflineError;
 
 /// The error of this layer.

@@ -123,7 +123,9 @@ impl Engine {
             match (error.is_offline(), has_base) {
                 (true, true) => tracing::warn!(%error, "starting without the bucket"),
                 (true, false) => return Err(SyncError::NothingCached(Box::new(error))),
-                (false, true) if matches!(error, SyncError::IndexVanished { .. }) => tracing::error!(%error, "starting"),
+                (false, true) if matches!(error, SyncError::IndexVanished { .. }) => {
+                    tracing::error!(%error, "starting")
+                }
                 _ => return Err(error),
             }
         }
@@ -156,7 +158,9 @@ impl Engine {
         if journal.read_errors.len() == REMEMBERED {
             journal.read_errors.pop_front();
         }
-        journal.read_errors.push_back(TimedError { at: format_nanos(now_nanos()), message: format!("{path}: {reason}") });
+        journal
+            .read_errors
+            .push_back(TimedError { at: format_nanos(now_nanos()), message: format!("{path}: {reason}") });
     }
 
     pub(super) fn note_conflict(&self, message: String) {
@@ -256,7 +260,9 @@ impl Engine {
         let volume = Arc::clone(&self.volume);
         match tokio::task::spawn_blocking(move || volume.close()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "cannot leave the cache directory in order; the next start repairs it"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "cannot leave the cache directory in order; the next start repairs it")
+            }
             Err(error) => tracing::error!(%error, "closing failed"),
         }
     }

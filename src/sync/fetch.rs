@@ -116,7 +116,11 @@ impl Engine {
             }
             if state.failure.0 > seen {
                 let reason = state.failure.1.clone().unwrap_or_else(|| "failed".into());
-                return Err(if state.unreachable { FetchError::Unreachable(reason) } else { FetchError::Failed(reason) });
+                return Err(if state.unreachable {
+                    FetchError::Unreachable(reason)
+                } else {
+                    FetchError::Failed(reason)
+                });
             }
             let parts: Vec<_> = gaps.into_iter().flat_map(|gap| not_in_flight(gap, &state.in_flight)).collect();
             for gap in parts {
@@ -141,7 +145,8 @@ impl Engine {
         let whole = {
             let mut state = live.state();
             state.in_flight.retain(|r| *r != range);
-            state.pinning = state.pinning && state.version.as_ref().is_some_and(|v| v.fingerprint.is_none()) && result.is_ok();
+            state.pinning =
+                state.pinning && state.version.as_ref().is_some_and(|v| v.fingerprint.is_none()) && result.is_ok();
             let size = state.version.as_ref().map_or(0, |v| v.entry.size);
             result.is_ok() && !state.complete && state.present.contains(&(0..size)) && state.in_flight.is_empty()
         };
@@ -209,7 +214,10 @@ impl Engine {
             request = request.with(Condition::IfMatch(fingerprint.clone()));
         }
         let Fetched::Object { info, range: sent, mut body } = self.store.get(request).await? else {
-            return Err(Failure::Failed(format!("the store answered 304 to an unconditional read of {:?}", version.key)));
+            return Err(Failure::Failed(format!(
+                "the store answered 304 to an unconditional read of {:?}",
+                version.key
+            )));
         };
         if info.size != size && !self.adopt_size(live, version, info.size) {
             return Err(Failure::Contradiction(format!(
@@ -241,7 +249,10 @@ impl Engine {
             live.announce();
         }
         if at < sent.end {
-            return Err(Failure::Unreachable(format!("the answer for {:?} ended at byte {at} of {}", version.key, sent.end)));
+            return Err(Failure::Unreachable(format!(
+                "the answer for {:?} ended at byte {at} of {}",
+                version.key, sent.end
+            )));
         }
         Ok(())
     }

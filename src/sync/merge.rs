@@ -12,8 +12,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep};
 
 use crate::datastore::{
-    DatastoreError, Entry, HeldLock, Index, IndexRead, RelPath, WrittenIndex, read_index, rewrite_derived_shards, timestamp,
-    write_index,
+    DatastoreError, Entry, HeldLock, Index, IndexRead, RelPath, WrittenIndex, read_index, rewrite_derived_shards,
+    timestamp, write_index,
 };
 use crate::store::{Fingerprint, ObjectStore, StoreError, StoreErrorKind};
 

@@ -181,7 +181,8 @@ impl Volume {
             return Ok(());
         }
         live.file.sync_data().map_err(VolumeError::content("sync"))?;
-        changes.content(live.id, Some(ContentRow { stamp: complete_stamp(live, present.is_none())?, version, present }));
+        changes
+            .content(live.id, Some(ContentRow { stamp: complete_stamp(live, present.is_none())?, version, present }));
         Ok(())
     }
 
@@ -246,7 +247,8 @@ impl Volume {
         inner.commit(changes)?;
         if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
             content.id = Some(id);
-            content.remote = Remote { size: 0, mtime: crate::datastore::now_nanos(), executable: content.remote.executable };
+            content.remote =
+                Remote { size: 0, mtime: crate::datastore::now_nanos(), executable: content.remote.executable };
         }
         if let Some(node) = inner.tree.get_mut(ino) {
             node.attrs_mut().mtime = None;
@@ -263,7 +265,9 @@ impl Volume {
     pub fn written(&self, handle: &Handle) {
         let mut inner = self.lock();
         inner.touch_ctime(handle.ino);
-        if let Some(mode) = inner.tree.get_mut(handle.ino).and_then(|n| n.attrs.as_deref_mut()).and_then(|a| a.mode.as_mut()) {
+        if let Some(mode) =
+            inner.tree.get_mut(handle.ino).and_then(|n| n.attrs.as_deref_mut()).and_then(|a| a.mode.as_mut())
+        {
             *mode &= !0o4000;
             if *mode & 0o010 != 0 {
                 *mode &= !0o2000;
@@ -314,7 +318,8 @@ impl Volume {
 
     /// Nobody has the content open any more.
     pub(super) fn retire(&self, inner: &mut Inner, ino: Ino, live: &Arc<LiveContent>) {
-        let named = inner.tree.get(ino).filter(|n| n.linked).and_then(|n| n.content()).and_then(|c| c.id) == Some(live.id);
+        let named =
+            inner.tree.get(ino).filter(|n| n.linked).and_then(|n| n.content()).and_then(|c| c.id) == Some(live.id);
         if !named {
             inner.live.remove(&live.id);
             if let Err(error) = self.contents.remove(live.id) {
@@ -412,7 +417,8 @@ impl Volume {
         for (live, row) in &rows {
             let Some(path) = inner.live_path(live) else { continue };
             let node = inner.tree.get(live.ino).ok_or(VolumeError::Stale)?;
-            let node = NodeRow { path: path.clone(), kind: node.kind(), content: Some(live.id), attrs: node.attrs_row() };
+            let node =
+                NodeRow { path: path.clone(), kind: node.kind(), content: Some(live.id), attrs: node.attrs_row() };
             changes.content(live.id, Some(row.clone()));
             changes.node(&path, Some(node));
         }

@@ -81,8 +81,14 @@ impl Volume {
             read_only: options.read_only.then(|| "mounted with --read-only".to_owned()),
             shadowed: BTreeMap::new(),
         };
-        let volume =
-            Self { options, contents, reference, inner: Mutex::new(inner), changed: tokio::sync::Notify::new(), fetched: tokio::sync::Notify::new() };
+        let volume = Self {
+            options,
+            contents,
+            reference,
+            inner: Mutex::new(inner),
+            changed: tokio::sync::Notify::new(),
+            fetched: tokio::sync::Notify::new(),
+        };
         volume.collect_garbage(&ids);
         volume.reconcile(stamp)?;
         volume.reference.mark_lazy()?;
@@ -201,7 +207,9 @@ impl Builder<'_> {
         {
             match self.contents.open_existing(id).map(|file| file_stat(&file)) {
                 Ok(Ok((size, mtime))) => (remote.size, remote.mtime) = (size, mtime),
-                Ok(Err(error)) => tracing::error!(path = row.path, %error, "the content of an unpushed file cannot be read"),
+                Ok(Err(error)) => {
+                    tracing::error!(path = row.path, %error, "the content of an unpushed file cannot be read")
+                }
                 Err(error) => tracing::error!(path = row.path, %error, "the content of an unpushed file is missing"),
             }
         }
@@ -211,9 +219,8 @@ impl Builder<'_> {
     /// A file of the base with something local about it.
     fn cached_file(&mut self, row: NodeRow, content: Option<ContentId>) {
         let Some(entry) = self.base.get(&row.path) else { return self.forget(content) };
-        let content = content.filter(|id| {
-            self.rows.get(id).and_then(|r| r.version.as_ref()).is_some_and(|v| v.entry == *entry)
-        });
+        let content =
+            content.filter(|id| self.rows.get(id).and_then(|r| r.version.as_ref()).is_some_and(|v| v.entry == *entry));
         let mut remote = Remote::of(entry);
         if let Some(stamp) = content.and_then(|id| self.rows.get(&id)).and_then(|r| r.stamp) {
             remote.mtime = stamp.mtime;
@@ -273,4 +280,3 @@ impl Builder<'_> {
         }
     }
 }
-

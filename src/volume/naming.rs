@@ -168,10 +168,7 @@ impl Volume {
         let commit = |inner: &mut Inner| -> Result<()> {
             file.write_all_at(bytes, 0).map_err(VolumeError::content("write"))?;
             changes.content(id, Some(row));
-            changes.node(
-                &path,
-                Some(NodeRow { path: path.clone(), kind, content: Some(id), attrs: attrs.clone() }),
-            );
+            changes.node(&path, Some(NodeRow { path: path.clone(), kind, content: Some(id), attrs: attrs.clone() }));
             let delta = inner.put_row(&path, None, false);
             changes.delta(&path, delta);
             inner.commit(changes)
@@ -225,8 +222,7 @@ impl Volume {
     pub fn mknod(&self, parent: Ino, name: &str, mode: u32, uid: u32, gid: u32) -> Result<Stat> {
         let mut inner = self.lock();
         let (gid, mode) = self.inherit_group(&inner, parent, gid, mode, false);
-        let (ino, _) =
-            self.create_with(&mut inner, parent, name, Kind::File, Self::new_attrs(mode, uid, gid), &[])?;
+        let (ino, _) = self.create_with(&mut inner, parent, name, Kind::File, Self::new_attrs(mode, uid, gid), &[])?;
         self.stat_locked(&inner, ino)
     }
 

@@ -240,10 +240,11 @@ impl Volume {
     pub fn is_needed(&self, key: &str) -> bool {
         let inner = self.lock();
         let copied = |row: &DeltaRow| matches!(&row.delta, Delta::Put { origin: Some(o), .. } if o.key == key);
-        inner.deltas.values().any(copied) || inner.live.values().any(|live| {
-            let state = live.state();
-            live.handles() > 0 && !state.complete && state.version.as_ref().is_some_and(|v| v.key == key)
-        })
+        inner.deltas.values().any(copied)
+            || inner.live.values().any(|live| {
+                let state = live.state();
+                live.handles() > 0 && !state.complete && state.version.as_ref().is_some_and(|v| v.key == key)
+            })
     }
 
     /// Remembers an object to delete later.
@@ -275,7 +276,8 @@ impl Volume {
                         // Removed here while it was on its way.
                         let generation = inner.new_generation();
                         let delta = Delta::Remove;
-                        changes.delta(path, Some(DeltaRow { generation, delta, replaces: Some(replaced), upload: None }));
+                        changes
+                            .delta(path, Some(DeltaRow { generation, delta, replaces: Some(replaced), upload: None }));
                     }
                 }
                 if let Some(old) = &settled.copied {

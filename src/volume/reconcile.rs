@@ -103,9 +103,8 @@ impl Volume {
             return self.place_content(inner, path, id, row, None, stamp);
         }
         tracing::info!(%path, "found in cache/, written by another client; it will be pushed");
-        let replaces = entry
-            .or(inner.base_entry(path.as_str()))
-            .map(|entry| Replaced { entry: entry.clone(), fingerprint: None });
+        let replaces =
+            entry.or(inner.base_entry(path.as_str())).map(|entry| Replaced { entry: entry.clone(), fingerprint: None });
         let id = self.ingest(inner, path)?;
         self.reference.unlink(path.as_str());
         if !busy {

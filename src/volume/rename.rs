@@ -91,10 +91,8 @@ impl Volume {
             if Inner::is_synced(&path) != Inner::is_synced(&new) {
                 return Err(VolumeError::CrossesSync);
             }
-            let suspect = matches!(
-                inner.deltas.get(&path),
-                Some(DeltaRow { delta: Delta::Put { suspect: true, .. }, .. })
-            );
+            let suspect =
+                matches!(inner.deltas.get(&path), Some(DeltaRow { delta: Delta::Put { suspect: true, .. }, .. }));
             all.push(Moved { origin: inner.version_of(ino), suspect, from: path, to: new, ino });
         }
         Ok(all)

@@ -4,5 +4,6 @@
 
 pub mod machine;
 pub mod memory_store;
+pub mod mount;
 pub mod s3_server;
 pub mod stores;

@@ -77,7 +77,10 @@ impl Engine {
             return Ok(Left::default());
         }
         if self.options.read_only {
-            return Err(vec!["the mount is read-only: mount without --read-only, or run `swamp-mount flush`, to push what is left".into()]);
+            return Err(vec![
+                "the mount is read-only: mount without --read-only, or run `swamp-mount flush`, to push what is left"
+                    .into(),
+            ]);
         }
         match self.push_plan(plan, &mut state).boxed().await {
             Ok(left) => {
@@ -134,7 +137,9 @@ impl Engine {
                 self.volume.make_read_only(SyncError::NoConditions.to_string());
                 return Err(SyncError::NoConditions);
             }
-            tracing::warn!("the store ignores conditional writes; pushing all the same, as --unsafe-no-conditional-writes says");
+            tracing::warn!(
+                "the store ignores conditional writes; pushing all the same, as --unsafe-no-conditional-writes says"
+            );
         }
         state.conditions_proven = true;
         Ok(())

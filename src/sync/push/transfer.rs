@@ -195,7 +195,11 @@ impl Engine {
         Ok(recorded?)
     }
 
-    async fn transfer_row(self: &Arc<Self>, row: PlannedRow, looked: Option<BaseVersion>) -> Result<Transferred, Failed> {
+    async fn transfer_row(
+        self: &Arc<Self>,
+        row: PlannedRow,
+        looked: Option<BaseVersion>,
+    ) -> Result<Transferred, Failed> {
         let seen = seen_entry(&row, &self.volume.base().index);
         let mut done = Transferred { seen, row, read: None, copied: None, verdict: Verdict::Again };
         let Some(put) = done.row.put.clone() else {
@@ -301,13 +305,8 @@ impl Engine {
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(Verdict::Again);
         }
-        let mut request = Upload {
-            key: done.row.path.to_string(),
-            body,
-            digests: digests.clone(),
-            upload_id: id.clone(),
-            expect,
-        };
+        let mut request =
+            Upload { key: done.row.path.to_string(), body, digests: digests.clone(), upload_id: id.clone(), expect };
         loop {
             match upload(&*self.store, &request).await? {
                 UploadOutcome::Stored(fingerprint) => {
@@ -410,7 +409,12 @@ impl Engine {
         let from = CopySource { key: origin.key.clone(), size: origin.entry.size, if_match: Some(source.clone()) };
         let fingerprint = match self.store.copy(from, key, precondition, labels).await {
             Ok(stored) => stored.fingerprint,
-            Err(error) if matches!(error.kind, StoreErrorKind::Precondition | StoreErrorKind::NotFound | StoreErrorKind::Undecided) => {
+            Err(error)
+                if matches!(
+                    error.kind,
+                    StoreErrorKind::Precondition | StoreErrorKind::NotFound | StoreErrorKind::Undecided
+                ) =>
+            {
                 match self.own_upload(key, &mark).await? {
                     Some(fingerprint) => Some(fingerprint),
                     None => {
@@ -481,9 +485,5 @@ fn new_entry(put: &PlannedPut, size: u64, sha256: Option<String>) -> Entry {
 
 /// The entry of an object that stays, with our attributes.
 fn fields_entry(origin: &Version, put: &PlannedPut) -> Entry {
-    Entry {
-        local_mtime: Some(format_nanos(put.mtime)),
-        mode: put.mode.map(str::to_owned),
-        ..origin.entry.clone()
-    }
+    Entry { local_mtime: Some(format_nanos(put.mtime)), mode: put.mode.map(str::to_owned), ..origin.entry.clone() }
 }

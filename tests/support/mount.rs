@@ -1,0 +1,336 @@
+//! Real kernel mounts of the real binary: a lab has a bucket (an S3 server in this process, or a directory), and any number
+//! of machines, each with a state directory of its own.
+//!
+//! Everything that was started is unmounted and reaped when it is dropped, also when the test fails.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::s3_server::{BUCKET, S3Server};
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Polls until `check` gives something.
+pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "timed out waiting for: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Where the bucket is.
+pub enum Bucket {
+    /// A server in this process.
+    S3(S3Server),
+    /// A directory.
+    Dir(TempDir),
+}
+
+/// One bucket.
+pub struct Lab {
+    bucket: Bucket,
+}
+
+impl Lab {
+    /// With an S3 server.
+    pub fn s3() -> Self {
+        Self { bucket: Bucket::S3(S3Server::start_blocking()) }
+    }
+
+    /// With a directory.
+    pub fn dir() -> Self {
+        Self { bucket: Bucket::Dir(tempfile::tempdir().expect("a directory")) }
+    }
+
+    /// The server.
+    pub fn server(&self) -> &S3Server {
+        match &self.bucket {
+            Bucket::S3(server) => server,
+            Bucket::Dir(_) => panic!("this lab has no server"),
+        }
+    }
+
+    /// The SOURCE to give to the program.
+    pub fn source(&self) -> String {
+        match &self.bucket {
+            Bucket::S3(_) => format!("s3://{BUCKET}"),
+            Bucket::Dir(dir) => format!("file://{}", dir.path().canonicalize().expect("there").display()),
+        }
+    }
+
+    /// A new machine that uses the bucket.
+    pub fn machine(&self) -> Machine<'_> {
+        let home = tempfile::tempdir().expect("a directory");
+        for name in ["state", "mnt"] {
+            std::fs::create_dir(home.path().join(name)).expect("made");
+        }
+        Machine { lab: self, home }
+    }
+
+    /// The object's bytes.
+    pub fn object(&self, key: &str) -> Option<Vec<u8>> {
+        match &self.bucket {
+            Bucket::S3(server) => server.get_object(key).map(|object| object.bytes.to_vec()),
+            Bucket::Dir(dir) => std::fs::read(dir.path().join(key)).ok(),
+        }
+    }
+
+    /// Places an object behind everybody's back.
+    pub fn put_object(&self, key: &str, bytes: &[u8]) {
+        match &self.bucket {
+            Bucket::S3(server) => {
+                server.put_object(key, bytes.to_vec());
+            }
+            Bucket::Dir(dir) => {
+                let path = dir.path().join(key);
+                std::fs::create_dir_all(path.parent().expect("below the bucket")).expect("made");
+                std::fs::write(path, bytes).expect("written");
+            }
+        }
+    }
+
+    /// The entries of the index in the bucket.
+    pub fn entries(&self) -> serde_json::Map<String, Value> {
+        let bytes = self.object(".datastore-index.json").expect("an index");
+        let index: Value = serde_json::from_slice(&bytes).expect("JSON");
+        index["entries"].as_object().expect("entries").clone()
+    }
+
+    /// Places files with entries, as a reference client would have pushed them.
+    pub fn seed(&self, files: &[(&str, &[u8])]) {
+        let mut entries = match self.object(".datastore-index.json") {
+            Some(_) => self.entries(),
+            None => serde_json::Map::new(),
+        };
+        for (path, bytes) in files {
+            self.put_object(path, bytes);
+            entries.insert((*path).to_owned(), entry(path, bytes));
+        }
+        self.write_entries(entries);
+    }
+
+    /// Replaces the entries of the index.
+    pub fn write_entries(&self, entries: serde_json::Map<String, Value>) {
+        let index = serde_json::json!({"version": 1, "lastPulled": "2026-01-02T03:04:05.678Z", "entries": entries});
+        self.put_object(".datastore-index.json", index.to_string().as_bytes());
+    }
+}
+
+/// The entry of a file, with its hash.
+pub fn entry(path: &str, bytes: &[u8]) -> Value {
+    let digests = swamp_mount::sync::hash::digest_blocking(&swamp_mount::store::Body::Bytes(bytes.to_vec().into()));
+    serde_json::json!({
+        "key": path, "size": bytes.len(), "lastModified": "2026-01-02T03:04:05.678Z",
+        "localMtime": "2026-01-01T00:00:00.123Z", "sha256": digests.expect("in memory").sha256,
+    })
+}
+
+/// A machine: a state directory, a mountpoint, an environment.
+pub struct Machine<'a> {
+    lab: &'a Lab,
+    home: TempDir,
+}
+
+impl Machine<'_> {
+    /// Where it mounts.
+    pub fn mountpoint(&self) -> PathBuf {
+        self.home.path().canonicalize().expect("there").join("mnt")
+    }
+
+    /// The one cache root of this machine.
+    pub fn cache_root(&self) -> PathBuf {
+        let base = self.home.path().join("state/swamp-mount");
+        let mut roots = std::fs::read_dir(base).expect("mounted once").flatten().map(|e| e.path());
+        roots.find(|path| path.join("state.db").exists()).expect("a cache root")
+    }
+
+    /// The program with this machine's environment.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swamp-mount"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("XDG_STATE_HOME", self.home.path().join("state")).current_dir(self.home.path());
+        if let Bucket::S3(server) = &self.lab.bucket {
+            command.envs(server.env());
+        }
+        command
+    }
+
+    /// Runs the program to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().expect("starts")
+    }
+
+    /// Mounts, with quick refresh off and no background flush, so that tests decide when either happens.
+    pub fn mount(&self) -> Mount<'_> {
+        self.mount_with(&["--refresh", "3600", "--flush-after", "3600", "--flush-max-age", "3600"])
+    }
+
+    /// Mounts with these options.
+    pub fn mount_with(&self, options: &[&str]) -> Mount<'_> {
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path()).expect("a log");
+        let mut command = self.command();
+        command.args(options).arg("--foreground").arg("-v").arg(self.lab.source()).arg(self.mountpoint());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut child = command.spawn().expect("starts");
+        let path = self.mountpoint();
+        eventually("the mount", || {
+            if let Some(status) = child.try_wait().expect("waited") {
+                panic!("swamp-mount ended with {status}:\n{}", self.log());
+            }
+            is_mounted(&path).then_some(())
+        });
+        let mount = Mount { machine: self, child: Some(child) };
+        eventually("the control socket", || {
+            mount.machine.run(&["status", path_str(&path)]).status.success().then_some(())
+        });
+        mount
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.home.path().join("log")
+    }
+
+    /// What the daemons printed.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+}
+
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        detach(&self.mountpoint());
+    }
+}
+
+/// A mounted datastore.
+pub struct Mount<'a> {
+    machine: &'a Machine<'a>,
+    child: Option<Child>,
+}
+
+impl Mount<'_> {
+    /// A path below the mountpoint.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.machine.mountpoint().join(relative)
+    }
+
+    /// Reads a file through the mount.
+    pub fn read(&self, relative: &str) -> String {
+        std::fs::read_to_string(self.path(relative))
+            .unwrap_or_else(|e| panic!("{relative}: {e}\n{}", self.machine.log()))
+    }
+
+    /// Writes a file through the mount, making its directories.
+    pub fn write(&self, relative: &str, bytes: impl AsRef<[u8]>) {
+        let path = self.path(relative);
+        std::fs::create_dir_all(path.parent().expect("below the mountpoint")).expect("made");
+        std::fs::write(path, bytes).unwrap_or_else(|e| panic!("{relative}: {e}\n{}", self.machine.log()));
+    }
+
+    /// Every file below the mountpoint, sorted.
+    pub fn files(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let root = self.path("");
+        let mut todo = vec![root.clone()];
+        while let Some(dir) = todo.pop() {
+            for entry in std::fs::read_dir(&dir).expect("listed") {
+                let entry = entry.expect("listed");
+                if entry.file_type().expect("known").is_dir() {
+                    todo.push(entry.path());
+                } else {
+                    found.push(path_str(entry.path().strip_prefix(&root).expect("below")).to_owned());
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// `swamp-mount status --json`.
+    pub fn status(&self) -> Value {
+        let output = self.machine.run(&["status", path_str(&self.machine.mountpoint()), "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// `swamp-mount flush`.
+    pub fn flush(&self) -> Output {
+        self.machine.run(&["flush", path_str(&self.machine.mountpoint())])
+    }
+
+    /// `swamp-mount flush`, which must succeed.
+    pub fn flushed(&self) {
+        let output = self.flush();
+        assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), self.machine.log());
+    }
+
+    /// `swamp-mount unmount`, and the end of the daemon; gives the exit code of the command.
+    pub fn unmount(mut self) -> i32 {
+        let output = self.machine.run(&["unmount", path_str(&self.machine.mountpoint())]);
+        if let Some(child) = &mut self.child {
+            eventually("the daemon's end", || child.try_wait().expect("waited"));
+        }
+        self.child = None;
+        output.status.code().expect("not killed")
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("running").id()
+    }
+
+    /// Waits for the daemon's end by itself; gives its exit code.
+    pub fn wait(mut self) -> Option<i32> {
+        let mut child = self.child.take().expect("running");
+        eventually("the daemon's end", || child.try_wait().expect("waited")).code()
+    }
+
+    /// `kill -9`. The dead mount stays, as after a crash.
+    pub fn kill(mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("killed");
+            child.wait().expect("reaped");
+        }
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            detach(&self.machine.mountpoint());
+            // Already gone is fine; what matters is that it is gone afterwards.
+            let _ = child.kill();
+            let _ = child.wait();
+            if std::thread::panicking() {
+                eprintln!("---- log of the mount ----\n{}", self.machine.log());
+            }
+        }
+    }
+}
+
+fn path_str(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// Whether something is mounted at exactly this path.
+pub fn is_mounted(path: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+}
+
+fn detach(path: &Path) {
+    while is_mounted(path) {
+        if rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).is_err() {
+            break;
+        }
+    }
+}
