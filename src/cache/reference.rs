@@ -43,6 +43,11 @@ impl ReferenceCache {
     /// When it cannot be made.
     pub fn open(root: &Path) -> Result<Self> {
         let dir = CacheDir::create(&root.join("cache")).map_err(failed("open"))?;
+        if !dir.try_lock().map_err(failed("lock"))? {
+            let busy =
+                std::io::Error::new(std::io::ErrorKind::WouldBlock, "a pull or push works in it; wait for its end");
+            return Err(failed("use")(busy));
+        }
         Ok(Self { dir, flavour: Flavour::S3 })
     }
 

@@ -7,13 +7,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
-use sha2::{Digest, Sha256};
-
+use super::hash::digest;
 use super::{Engine, FetchError};
 use crate::cache::rows::Version;
-use crate::store::{Condition, Fetched, GetRequest, StoreError, StoreErrorKind};
+use crate::store::{Body, Condition, Fetched, GetRequest, StoreError, StoreErrorKind};
 use crate::volume::LiveContent;
+use futures_util::StreamExt;
 
 /// Files up to this size are fetched whole and shown only when their hash fits.
 pub const SMALL: u64 = 4 << 20;
@@ -275,11 +274,10 @@ impl Engine {
         let expected = live.state().version.as_ref().and_then(|v| v.entry.sha256.clone());
         if let Some(expected) = expected {
             let file = Arc::clone(&live.file);
-            let hashed = tokio::task::spawn_blocking(move || sha256_of(&file)).await;
-            let found = match hashed {
-                Ok(Ok(found)) => found,
-                Ok(Err(error)) => return Err(Failure::Failed(format!("cannot read the cache: {error}"))),
-                Err(error) => return Err(Failure::Failed(error.to_string())),
+            let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
+            let found = match digest(Body::File { file, size }).await {
+                Ok(digests) => digests.sha256,
+                Err(error) => return Err(Failure::Failed(format!("cannot read the cache: {error}"))),
             };
             if !found.eq_ignore_ascii_case(&expected) {
                 self.reject(live);
@@ -323,21 +321,4 @@ fn not_in_flight(gap: Range<u64>, in_flight: &[Range<u64>]) -> Vec<Range<u64>> {
         }
     }
     parts
-}
-
-/// SHA-256 of a file, in hex (blocking).
-pub(super) fn sha256_of(file: &std::fs::File) -> std::io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    loop {
-        match file.read_at(&mut buffer, at)? {
-            0 => break,
-            n => {
-                hasher.update(&buffer[..n]);
-                at += n as u64;
-            }
-        }
-    }
-    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }

@@ -75,10 +75,13 @@ impl Volume {
     pub fn list(&self, dir: Ino) -> Result<Vec<DirEntry>> {
         let inner = self.lock();
         let children = inner.tree.get(dir).ok_or(VolumeError::Stale)?.children().ok_or(VolumeError::NotDir)?;
-        let entry = |(name, ino): (&Box<str>, &Ino)| {
-            inner.tree.kind(*ino).map(|kind| DirEntry { name: name.clone(), ino: *ino, kind })
-        };
-        Ok(children.iter().filter_map(entry).collect())
+        let mut entries = Vec::with_capacity(children.len());
+        for (name, ino) in children {
+            if let Some(kind) = inner.tree.kind(*ino) {
+                entries.push(DirEntry { name: name.clone(), ino: *ino, kind });
+            }
+        }
+        Ok(entries)
     }
 
     /// Attributes of a listed name, if it still is that inode; the kernel is counted as knowing it.
