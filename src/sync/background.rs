@@ -39,6 +39,9 @@ pub(super) async fn record(engine: Arc<Engine>) {
 
 /// Flushes what was left alone for `--flush-after`, or waits since `--flush-max-age`.
 pub(super) async fn flush(engine: Arc<Engine>) {
+    if engine.options.read_only {
+        return;
+    }
     let selection = PushSelection::Idle { quiet: engine.options.flush_after, max_age: engine.options.flush_max_age };
     let poll = (engine.options.flush_after / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));
     let mut retry = FIRST_RETRY;

@@ -263,6 +263,7 @@ impl Volume {
 
     /// Bytes were written through a handle: ctime moves, and privileges are taken away as POSIX asks.
     pub fn written(&self, handle: &Handle) {
+        self.changed.notify_one();
         let mut inner = self.lock();
         inner.touch_ctime(handle.ino);
         if let Some(mode) =
@@ -313,7 +314,9 @@ impl Volume {
             let delta = Delta::Put { origin, suspect: false };
             changes.delta(&path, Some(DeltaRow { delta, ..row }));
         }
-        inner.commit(changes)
+        inner.commit(changes)?;
+        self.changed.notify_one();
+        Ok(())
     }
 
     /// Nobody has the content open any more.
