@@ -386,6 +386,21 @@ impl Volume {
         }
     }
 
+    /// Shows a file in `cache/` that was pushed.
+    pub(super) fn show_pushed(&self, path: &str) {
+        let mut inner = self.lock();
+        let Some(ino) = inner.tree.find(path).filter(|ino| inner.local_content(*ino).is_some()) else { return };
+        match self.live_for(&mut inner, ino) {
+            Ok(live) => {
+                self.show_in_reference(&mut inner, path, &live);
+                if live.handles() == 0 {
+                    self.retire(&mut inner, ino, &live);
+                }
+            }
+            Err(error) => tracing::warn!(path, %error, "cannot show a pushed file in cache/"),
+        }
+    }
+
     /// Records what was fetched since the last call, once its bytes are durable, and shows complete files in `cache/`.
     ///
     /// # Errors

@@ -118,7 +118,7 @@ impl Volume {
         let unpushed = files + removals > 0 || !self.lock().deltas.is_empty();
         if !unpushed
             && let Some(fingerprint) = base.fingerprint()
-            && base.index.len() <= self.lock().content_rows.len() + 1
+            && base.index.len() <= self.lock().content_rows.len()
         {
             self.reference.finish(&base.index, &fingerprint)?;
         }

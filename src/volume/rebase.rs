@@ -115,6 +115,10 @@ impl Volume {
         drop(guard);
         if let Some(new) = &new {
             self.store_index_copy(&new.bytes);
+            // Only now: before, a reference client would have taken them for files that nobody pushed.
+            for settled in settled.iter().filter(|s| matches!(s.outcome, Outcome::Put(_))) {
+                self.show_pushed(settled.path.as_str());
+            }
         }
         Ok(notices)
     }
