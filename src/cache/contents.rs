@@ -87,6 +87,14 @@ impl Contents {
         rustix::fs::fsync(&self.dir).map_err(|e| CacheError::io("sync", "data")(e.into()))
     }
 
+    /// Makes the bytes of all contents durable.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn sync_all(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.dir).map_err(|e| CacheError::io("sync", "data")(e.into()))
+    }
+
     /// The directory, to make hard links of a content elsewhere.
     pub fn dir(&self) -> &OwnedFd {
         &self.dir

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Resource;
 use tokio::runtime::Runtime;
 
 use super::control::Phase;
@@ -37,7 +38,17 @@ pub fn run(config: &MountConfig, reporter: &mut Reporter) -> Result<End, MountEr
     end
 }
 
+/// Every open or freshly fetched file holds a descriptor: the soft limit of 1024 is not enough for a busy mount.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
 pub(super) fn runtime() -> Result<Runtime, MountError> {
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(MountError::system("start the runtime"))
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::Engine;
 use crate::volume::PushSelection;
 
-const RECORD_EVERY: Duration = Duration::from_millis(500);
+const RECORD_TICK: Duration = Duration::from_millis(25);
+const RECORD_TICKS: u32 = 20;
+const RECORD_AT_ONCE: usize = 256;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
@@ -27,7 +29,12 @@ pub(super) async fn refresh(engine: Arc<Engine>) {
 pub(super) async fn record(engine: Arc<Engine>) {
     loop {
         engine.volume.wait_for_fetch().await;
-        tokio::time::sleep(RECORD_EVERY).await;
+        for _ in 0..RECORD_TICKS {
+            tokio::time::sleep(RECORD_TICK).await;
+            if engine.volume.unrecorded() > RECORD_AT_ONCE {
+                break;
+            }
+        }
         let volume = Arc::clone(&engine.volume);
         match tokio::task::spawn_blocking(move || volume.record_fetched()).await {
             Ok(Ok(())) => {}

@@ -62,6 +62,11 @@ impl Volume {
         self.fetched.notified().await;
     }
 
+    /// How many fetched contents wait for being recorded; each holds a descriptor.
+    pub fn unrecorded(&self) -> usize {
+        self.lock().live.values().filter(|live| !live.state().recorded).count()
+    }
+
     /// A remote file has another size than its entry says, and the object is right.
     pub fn resize_remote(&self, ino: Ino, size: u64) -> Vec<Notice> {
         let mut inner = self.lock();

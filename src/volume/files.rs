@@ -46,6 +46,9 @@ pub enum OpenOutcome {
     Fetch(Arc<LiveContent>),
 }
 
+/// Up to so many fetched contents are synced one by one; more, by one sync of their file system.
+const SYNC_EACH: usize = 16;
+
 /// Size and mtime of a complete content.
 pub(super) fn complete_stamp(live: &LiveContent, complete: bool) -> Result<Option<FileStamp>> {
     if !complete {
@@ -415,6 +418,7 @@ impl Volume {
         if waiting.is_empty() {
             return Ok(());
         }
+        let together = waiting.len() > SYNC_EACH;
         let mut rows = Vec::new();
         for live in waiting {
             // The snapshot first: what arrives after it is not covered by the sync.
@@ -423,12 +427,16 @@ impl Volume {
                 state.recorded = true;
                 (state.version.clone(), (!state.complete).then(|| state.present.clone()))
             };
-            if let Err(error) = live.file.sync_data() {
+            if !together && let Err(error) = live.file.sync_data() {
                 live.state().recorded = false;
                 return Err(VolumeError::content("sync")(error));
             }
             let stamp = complete_stamp(&live, present.is_none())?;
             rows.push((live, ContentRow { version, present, stamp }));
+        }
+        if together && let Err(error) = self.contents.sync_all() {
+            rows.iter().for_each(|(live, _)| live.state().recorded = false);
+            return Err(error.into());
         }
         let mut inner = self.lock();
         let mut changes = Changes::default();
