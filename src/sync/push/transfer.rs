@@ -267,14 +267,14 @@ impl Engine {
             if let Some(origin) = same_bytes(done, &put, &digests) {
                 let entry = fields_entry(&origin, &put);
                 done.verdict = Verdict::Commit(Change::Fields(entry), origin.fingerprint.clone());
-                done.read = Some((Arc::clone(live), stable));
+                done.read = keep_while_open(live, stable);
                 return Ok(());
             }
             let outcome = self.send(done, &put, body, &digests, looked.clone()).await?;
             // Only bytes that stood still from hash to answer may get an entry.
             if live.unchanged_since(stable) || matches!(outcome, Verdict::Conflict) {
                 done.verdict = outcome;
-                done.read = Some((Arc::clone(live), stable));
+                done.read = keep_while_open(live, stable);
                 self.uploaded.fetch_add(size, Ordering::Relaxed);
                 return Ok(());
             }
@@ -459,6 +459,12 @@ fn job_of(row: &PlannedRow) -> Job {
     let only_fields = origin.is_some() && copies_from.is_none();
     let writes = (row.put.is_some() && !only_fields).then(|| row.path.to_string());
     Job { writes, copies_from }
+}
+
+/// A content that somebody else has open can still change before its row is settled. One that nobody has open cannot: an
+/// open for writing gives the row a new generation.
+fn keep_while_open(live: &Arc<LiveContent>, stable: Stable) -> Option<(Arc<LiveContent>, Stable)> {
+    (live.handles() > 1).then(|| (Arc::clone(live), stable))
 }
 
 /// The version in the bucket that has these bytes under this name already.
