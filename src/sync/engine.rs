@@ -227,7 +227,10 @@ impl Engine {
     /// # Errors
     /// What is left, and why.
     pub async fn flush(self: &Arc<Self>) -> Result<(), FlushError> {
-        let result = self.push_everything().await;
+        // A task of its own: whoever waits may go away, and a push that stops halfway would keep the lock until it is stale.
+        let engine = Arc::clone(self);
+        let pushed = tokio::spawn(async move { engine.push_everything().await }).await;
+        let result = pushed.unwrap_or_else(|error| Err(vec![format!("the push failed: {error}")]));
         self.uploaded.store(0, Ordering::Relaxed);
         result.map_err(|mut reasons| {
             reasons.truncate(3);
