@@ -6,12 +6,14 @@
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::hash::digest;
 use super::{Engine, FetchError};
 use crate::cache::rows::Version;
+use crate::datastore::names::CATALOG_EXPORT;
 use crate::store::{Body, Condition, Fetched, GetRequest, StoreError, StoreErrorKind};
-use crate::volume::LiveContent;
+use crate::volume::{FetchState, LiveContent, Notice};
 use futures_util::StreamExt;
 
 /// Files up to this size are fetched whole and shown only when their hash fits.
@@ -21,9 +23,16 @@ const REQUEST_MAX: u64 = 8 << 20;
 /// How often a fetch is tried again after the bucket said something else than the index.
 const RESOLVES: u32 = 3;
 
+/// How often a body that breaks off without a new byte is asked for again.
+const BREAKS: u32 = 3;
+
 enum Failure {
     /// The object is not what the index says; in words.
     Contradiction(String),
+    /// The object is another upload than the one that was pinned.
+    Replaced(String),
+    /// The body ended early, or the connection did.
+    Broken(String),
     Unreachable(String),
     Failed(String),
 }
@@ -31,9 +40,8 @@ enum Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error.kind {
-            StoreErrorKind::NotFound | StoreErrorKind::Precondition | StoreErrorKind::RangeNotSatisfiable => {
-                Self::Contradiction(error.to_string())
-            }
+            StoreErrorKind::Precondition => Self::Replaced(error.to_string()),
+            StoreErrorKind::NotFound | StoreErrorKind::RangeNotSatisfiable => Self::Contradiction(error.to_string()),
             StoreErrorKind::Unreachable => Self::Unreachable(error.to_string()),
             _ => Self::Failed(error.to_string()),
         }
@@ -43,9 +51,7 @@ impl From<StoreError> for Failure {
 impl Engine {
     /// Whether a read of that range needs no request.
     pub fn is_here(live: &LiveContent, range: &Range<u64>) -> bool {
-        let state = live.state();
-        let small = state.version.as_ref().is_some_and(|v| v.entry.size <= SMALL);
-        state.complete || (!small && state.present.contains(range))
+        is_here(&live.state(), range)
     }
 
     /// Waits until a range is here (clipped to the content's size).
@@ -105,11 +111,12 @@ impl Engine {
                 return Err(FetchError::Failed("nothing says where the bytes are".into()));
             };
             let size = version.entry.size;
-            let wanted = if size <= SMALL { 0..size } else { range.start.min(size)..range.end.min(size) };
-            let gaps = state.present.gaps(&wanted);
-            if gaps.is_empty() && size > SMALL {
+            if is_here(&state, range) {
                 return Ok(true);
             }
+            let whole = shown_whole(&state, size);
+            let wanted = if whole { 0..size } else { range.start.min(size)..range.end.min(size) };
+            let gaps = state.present.gaps(&wanted);
             if state.version_gone {
                 return Err(FetchError::Stale);
             }
@@ -121,7 +128,12 @@ impl Engine {
                     FetchError::Failed(reason)
                 });
             }
-            let parts: Vec<_> = gaps.into_iter().flat_map(|gap| not_in_flight(gap, &state.in_flight)).collect();
+            let mut parts: Vec<_> = gaps.into_iter().flat_map(|gap| not_in_flight(gap, &state.in_flight)).collect();
+            if state.in_flight.is_empty() && parts.is_empty() {
+                // All is here but not compared with the hash yet (an earlier process ended before it could), or the entry
+                // says that there is nothing and the object decides.
+                parts.push(0..0);
+            }
             for gap in parts {
                 let first = version.fingerprint.is_none();
                 if first && state.pinning {
@@ -143,17 +155,17 @@ impl Engine {
         let result = self.fetch_resolving(&live, &range).await;
         let whole = {
             let mut state = live.state();
-            state.in_flight.retain(|r| *r != range);
-            state.pinning =
-                state.pinning && state.version.as_ref().is_some_and(|v| v.fingerprint.is_none()) && result.is_ok();
+            state.pinning = false;
             let size = state.version.as_ref().map_or(0, |v| v.entry.size);
-            result.is_ok() && !state.complete && state.present.contains(&(0..size)) && state.in_flight.is_empty()
+            let last = state.in_flight.iter().all(|r| *r == range);
+            result.is_ok() && !state.complete && state.present.contains(&(0..size)) && last
         };
         let result = if whole { self.complete(&live).await } else { result };
+        live.state().in_flight.retain(|r| *r != range);
         if let Err(failure) = result {
             let (reason, unreachable) = match failure {
-                Failure::Contradiction(reason) | Failure::Failed(reason) => (reason, false),
-                Failure::Unreachable(reason) => (reason, true),
+                Failure::Contradiction(reason) | Failure::Replaced(reason) | Failure::Failed(reason) => (reason, false),
+                Failure::Unreachable(reason) | Failure::Broken(reason) => (reason, true),
             };
             let stale = live.state().version_gone;
             if !stale {
@@ -170,14 +182,40 @@ impl Engine {
 
     /// Fetches; when the bucket contradicts the index, reads the index again before that is believed.
     async fn fetch_resolving(self: &Arc<Self>, live: &Arc<LiveContent>, range: &Range<u64>) -> Result<(), Failure> {
-        for _ in 0..RESOLVES {
-            let Some(version) = live.state().version.clone() else {
-                return Err(Failure::Failed("nothing says where the bytes are".into()));
+        let (mut resolves, mut breaks) = (0, 0);
+        let mut todo = range.clone();
+        loop {
+            let (version, before) = {
+                let state = live.state();
+                let Some(version) = state.version.clone() else {
+                    return Err(Failure::Failed("nothing says where the bytes are".into()));
+                };
+                if range.is_empty() && version.entry.size > 0 {
+                    return Ok(());
+                }
+                (version, state.present.total())
             };
-            let reason = match self.fetch_once(live, &version, range.clone()).await {
-                Err(Failure::Contradiction(reason)) => reason,
+            let (reason, replaced) = match self.fetch_once(live, &version, todo.clone()).await {
+                Err(Failure::Contradiction(reason)) => (reason, false),
+                Err(Failure::Replaced(reason)) => (reason, true),
+                Err(Failure::Broken(reason)) => {
+                    let (now, gaps) = {
+                        let state = live.state();
+                        (state.present.total(), state.present.gaps(range))
+                    };
+                    breaks = if now > before { 1 } else { breaks + 1 };
+                    match gaps.into_iter().next() {
+                        Some(gap) if breaks < BREAKS => todo = gap,
+                        Some(_) => return Err(Failure::Unreachable(reason)),
+                        None => return Ok(()),
+                    }
+                    tracing::debug!(reason, breaks, "a body broke off; the rest is asked for again");
+                    tokio::time::sleep(Duration::from_millis(100) * breaks).await;
+                    continue;
+                }
                 other => return other,
             };
+            resolves += 1;
             if let Err(error) = self.refresh().await {
                 return Err(Failure::Failed(format!("{reason}; and the index cannot be read again: {error}")));
             }
@@ -185,21 +223,45 @@ impl Engine {
                 live.state().version_gone = true;
                 return Err(Failure::Contradiction(reason));
             }
+            if resolves == RESOLVES {
+                return Err(Failure::Failed("the object keeps changing; try again".into()));
+            }
             let mut state = live.state();
-            if state.version.as_ref() == Some(&version) {
-                if version.fingerprint.is_none() || !state.present.is_empty() {
-                    drop(state);
-                    return Err(Failure::Contradiction(format!(
-                        "{reason}, although the index still lists it; `swamp-mount verify` checks the bucket, and the client that wrote it can push it again"
-                    )));
-                }
-                // Nothing of the pinned version is here: another upload of the same entry may be pinned instead.
-                if let Some(version) = &mut state.version {
-                    version.fingerprint = None;
-                }
+            if state.version.as_ref() != Some(&version) {
+                continue;
+            }
+            let hidden = state.present.is_empty() || shown_whole(&state, version.entry.size);
+            if replaced && hidden {
+                // Nobody has seen a byte of the pinned version: another upload of the same entry may be pinned instead.
+                forget(&mut state);
+                todo = range.clone();
+                continue;
+            }
+            drop(state);
+            if replaced && self.supersede(live) {
+                return Err(Failure::Replaced(reason));
+            }
+            return Err(Failure::Contradiction(format!(
+                "{reason}, although the index still lists it; `swamp-mount verify` checks the bucket, and the client that wrote it can push it again"
+            )));
+        }
+    }
+
+    /// Another upload of the same entry took the place of the one whose bytes readers have: the name gets a new inode, so
+    /// that the two are never stitched together.
+    fn supersede(&self, live: &LiveContent) -> bool {
+        match self.volume.supersede(live) {
+            Ok(notices) if notices.is_empty() => false,
+            Ok(notices) => {
+                live.state().version_gone = true;
+                self.notifications.tell(notices);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot give a replaced object a new inode");
+                false
             }
         }
-        Err(Failure::Failed("the object keeps changing; try again".into()))
     }
 
     async fn fetch_once(&self, live: &Arc<LiveContent>, version: &Version, range: Range<u64>) -> Result<(), Failure> {
@@ -218,7 +280,7 @@ impl Engine {
                 version.key
             )));
         };
-        if info.size != size && !self.adopt_size(live, version, info.size) {
+        if info.size != size && !self.adopt_size(live, version, info.size).await {
             return Err(Failure::Contradiction(format!(
                 "the object {:?} has {} bytes, its index entry says {size}",
                 version.key, info.size
@@ -226,17 +288,20 @@ impl Engine {
         }
         if let Some(fingerprint) = info.fingerprint {
             let mut state = live.state();
-            if let Some(pinned) = &mut state.version
-                && pinned.fingerprint.is_none()
+            if let Some(now) = &mut state.version
+                && *now.fingerprint.get_or_insert_with(|| fingerprint.clone()) != fingerprint
             {
-                pinned.fingerprint = Some(fingerprint);
+                return Err(Failure::Replaced(format!("the object {:?} was replaced while it was read", version.key)));
             }
             state.pinning = false;
         }
         live.announce();
         let mut at = sent.start;
         while let Some(chunk) = body.next().await {
-            let chunk = chunk?;
+            let chunk = chunk.map_err(|error| match error.is_transient() {
+                true => Failure::Broken(error.to_string()),
+                false => error.into(),
+            })?;
             let written = live.file.write_all_at(&chunk, at);
             written.map_err(|e| Failure::Failed(format!("cannot write to the cache: {e}")))?;
             let end = at + chunk.len() as u64;
@@ -248,7 +313,7 @@ impl Engine {
             live.announce();
         }
         if at < sent.end {
-            return Err(Failure::Unreachable(format!(
+            return Err(Failure::Broken(format!(
                 "the answer for {:?} ended at byte {at} of {}",
                 version.key, sent.end
             )));
@@ -257,8 +322,8 @@ impl Engine {
     }
 
     /// `.catalog-export.json` is rewritten without an index update: its object's size is the truth (format.md section 1).
-    fn adopt_size(&self, live: &LiveContent, version: &Version, size: u64) -> bool {
-        if version.key != ".catalog-export.json" {
+    async fn adopt_size(&self, live: &LiveContent, version: &Version, size: u64) -> bool {
+        if version.key != CATALOG_EXPORT {
             return false;
         }
         if let Some(version) = &mut live.state().version {
@@ -266,12 +331,15 @@ impl Engine {
             version.entry.sha256 = None;
         }
         self.notifications.tell(self.volume.resize_remote(live.ino, size));
+        // A program must see the new size as soon as it has the file open.
+        self.notifications.delivered().await;
         true
     }
 
     /// All ranges are here: compares the hash and declares the content complete.
     async fn complete(&self, live: &Arc<LiveContent>) -> Result<(), Failure> {
-        let expected = live.state().version.as_ref().and_then(|v| v.entry.sha256.clone());
+        let expected =
+            live.state().version.as_ref().filter(|v| v.key != CATALOG_EXPORT).and_then(|v| v.entry.sha256.clone());
         if let Some(expected) = expected {
             let file = Arc::clone(&live.file);
             let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
@@ -297,13 +365,34 @@ impl Engine {
         Ok(())
     }
 
-    /// Forgets what was fetched: it is not what the index speaks of.
+    /// Forgets what was fetched: it is not what the index speaks of. What comes next is shown only when it was compared.
     fn reject(&self, live: &LiveContent) {
         let mut state = live.state();
-        state.present = crate::cache::RangeSet::default();
-        if let Some(version) = &mut state.version {
-            version.fingerprint = None;
-        }
+        state.verify_first = true;
+        state.recorded = false;
+        forget(&mut state);
+        drop(state);
+        self.notifications.tell(vec![Notice::Content(live.ino)]);
+    }
+}
+
+/// Whether nobody sees a byte before all are here and compared with the hash.
+fn shown_whole(state: &FetchState, size: u64) -> bool {
+    size <= SMALL || state.verify_first
+}
+
+fn is_here(state: &FetchState, range: &Range<u64>) -> bool {
+    let Some(size) = state.version.as_ref().map(|v| v.entry.size) else { return state.complete };
+    let wanted = range.start.min(size)..range.end.min(size);
+    // The read that would make the file whole waits until the hash was compared.
+    let part = || state.present.contains(&wanted) && !state.present.contains(&(0..size));
+    state.complete || (!shown_whole(state, size) && part())
+}
+
+fn forget(state: &mut FetchState) {
+    state.present = crate::cache::RangeSet::default();
+    if let Some(version) = &mut state.version {
+        version.fingerprint = None;
     }
 }
 

@@ -12,6 +12,7 @@ use crate::volume::Notice;
 enum Message {
     Attach(Notifier),
     Tell(Vec<Notice>),
+    Report(tokio::sync::oneshot::Sender<()>),
 }
 
 /// The way to the thread that tells the kernel.
@@ -39,6 +40,15 @@ impl Notifications {
         }
     }
 
+    /// Returns when the kernel has heard everything that was told before.
+    pub async fn delivered(&self) {
+        let (done, heard) = tokio::sync::oneshot::channel();
+        self.send(Message::Report(done));
+        if heard.await.is_err() {
+            tracing::debug!("nobody tells the kernel any more");
+        }
+    }
+
     fn send(&self, message: Message) {
         if self.sender.send(message).is_err() {
             tracing::warn!("the notification thread is gone");
@@ -55,6 +65,8 @@ fn run(receiver: &mpsc::Receiver<Message>) {
                 let Some(notifier) = &notifier else { continue };
                 notices.iter().for_each(|notice| tell(notifier, notice));
             }
+            // Whoever asked may have given up waiting.
+            Message::Report(done) => drop(done.send(())),
         }
     }
 }
@@ -63,6 +75,7 @@ fn tell(notifier: &Notifier, notice: &Notice) {
     let told = match notice {
         Notice::Entry { parent, name } => notifier.inval_entry(INodeNo(parent.0), OsStr::new(name)),
         Notice::Inode(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
+        Notice::Content(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
     };
     // ENOENT: the kernel does not know it, so there is nothing stale. ENODEV and EBADF: the mount is gone.
     match told {

@@ -11,6 +11,7 @@ use super::inner::Inner;
 use super::live::{FetchState, LiveContent};
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, FileStamp, Kind, NodeRow};
+use crate::datastore::names::CATALOG_EXPORT;
 use crate::tree::{Ino, Remote};
 
 /// An open file.
@@ -127,7 +128,8 @@ impl Volume {
         let id = inner.new_content_id();
         let file = self.contents.create(id)?;
         let mut state = FetchState::partial(Some(version), crate::cache::RangeSet::default());
-        state.complete = content.remote.size == 0;
+        let export = state.version.as_ref().is_some_and(|v| v.key == CATALOG_EXPORT);
+        state.complete = content.remote.size == 0 && !export;
         let live = Arc::new(LiveContent::new(id, ino, file, state));
         inner.live.insert(id, Arc::clone(&live));
         if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {

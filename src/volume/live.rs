@@ -36,6 +36,8 @@ pub struct FetchState {
     pub unreachable: bool,
     /// The version is gone from the bucket: what is here can be read, the rest never.
     pub version_gone: bool,
+    /// Bytes with another hash came before: nothing is shown until all is compared.
+    pub verify_first: bool,
 }
 
 impl FetchState {
@@ -56,6 +58,7 @@ impl FetchState {
             failure: (0, None),
             unreachable: false,
             version_gone: false,
+            verify_first: false,
         }
     }
 }

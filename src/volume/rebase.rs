@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use super::conflict::rows_for_new_name;
 use super::delta::Changes;
 use super::inner::{Base, Inner};
+use super::live::LiveContent;
 use super::pushing::{Outcome, Settled};
 use super::{Result, Volume};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, Version};
@@ -48,6 +49,8 @@ pub enum Notice {
     },
     /// The attributes of an inode changed.
     Inode(Ino),
+    /// What was read of an inode is not to be trusted.
+    Content(Ino),
 }
 
 enum TreeStep {
@@ -89,16 +92,7 @@ impl Volume {
         let changed = if Arc::ptr_eq(&index, &old.index) { Vec::new() } else { differences(&old.index, &index) };
 
         let mut guard = self.lock();
-        let mut work = Work {
-            volume: self,
-            inner: &mut guard,
-            changes: Changes::default(),
-            steps: Vec::new(),
-            dropped: Vec::new(),
-            pushed: HashSet::new(),
-            moved: HashSet::new(),
-            notices: Vec::new(),
-        };
+        let mut work = Work::new(self, &mut guard);
         let mut revealed: Vec<RelPath> = Vec::new();
         for settled in settled {
             work.settle(settled, &mut revealed)?;
@@ -121,6 +115,23 @@ impl Volume {
             }
         }
         Ok(notices)
+    }
+
+    /// Gives a file a new inode although its entry is the same: readers of the old one keep what they have. Nothing to tell
+    /// when the file has changes of ours, or another content by now.
+    ///
+    /// # Errors
+    /// Disk errors; nothing changed then.
+    pub fn supersede(&self, live: &LiveContent) -> Result<Vec<Notice>> {
+        let mut guard = self.lock();
+        let path = guard.live_path(live).filter(|path| !guard.deltas.contains_key(path));
+        let Some(path) = path.and_then(|path| RelPath::parse(&path).ok()) else { return Ok(Vec::new()) };
+        let entry = guard.base_entry(path.as_str()).cloned();
+        let content = guard.tree.get(live.ino).and_then(|n| n.content().copied());
+        let (Some(entry), Some(content)) = (entry, content) else { return Ok(Vec::new()) };
+        let mut work = Work::new(self, &mut guard);
+        work.replace(&path, live.ino, content, Some(&entry));
+        work.finish(None)
     }
 
     /// The base was confirmed by the store: nothing changed.
@@ -179,7 +190,20 @@ fn differences(old: &Index, new: &Index) -> Vec<RelPath> {
     paths
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(volume: &'a Volume, inner: &'a mut Inner) -> Self {
+        Self {
+            volume,
+            inner,
+            changes: Changes::default(),
+            steps: Vec::new(),
+            dropped: Vec::new(),
+            pushed: HashSet::new(),
+            moved: HashSet::new(),
+            notices: Vec::new(),
+        }
+    }
+
     fn settle(&mut self, settled: &Settled, revealed: &mut Vec<RelPath>) -> Result<()> {
         self.volume.settle_row(self.inner, settled, &mut self.changes)?;
         match &settled.outcome {
