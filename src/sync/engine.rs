@@ -155,6 +155,8 @@ impl Engine {
     pub fn note_read_error(&self, path: &str, reason: &str) {
         tracing::error!(path, reason, "read failed");
         let mut journal = self.journal();
+        // The newest of each file: a file that is tried again and again must not push out the others.
+        journal.read_errors.retain(|known| known.message.strip_prefix(path).is_none_or(|rest| !rest.starts_with(": ")));
         if journal.read_errors.len() == REMEMBERED {
             journal.read_errors.pop_front();
         }
