@@ -81,6 +81,8 @@ pub struct Engine {
     pub(super) refreshes: AtomicU64,
     pub(super) uploaded: AtomicU64,
     pub(super) closing: AtomicBool,
+    /// The last look at the index failed.
+    pub(super) index_in_doubt: AtomicBool,
     journal: Mutex<Journal>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -115,6 +117,7 @@ impl Engine {
             refreshes: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
             closing: AtomicBool::new(false),
+            index_in_doubt: AtomicBool::new(false),
             journal: Mutex::default(),
             tasks: Mutex::default(),
         });
@@ -183,6 +186,14 @@ impl Engine {
             journal.offline_since.get_or_insert(now);
         }
         journal.last_error = Some(TimedError { at: format_nanos(now), message });
+    }
+
+    /// Some files failed, each for its reason.
+    pub(super) fn note_reasons(&self, operation: &str, reasons: &[String]) {
+        let shown = reasons.iter().take(3).map(String::as_str).collect::<Vec<_>>().join("; ");
+        let message = format!("{operation}: {shown}");
+        tracing::error!(failures = reasons.len(), "{message}");
+        self.journal().last_error = Some(TimedError { at: format_nanos(now_nanos()), message });
     }
 
     /// What is not in the bucket yet.

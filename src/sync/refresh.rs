@@ -26,24 +26,28 @@ impl Engine {
         self.refreshes.fetch_add(1, Ordering::SeqCst);
         match self.refresh_now().await {
             Ok(()) => {
-                self.note_contact();
+                self.note_contact("refresh");
+                self.index_in_doubt.store(false, Ordering::SeqCst);
                 Ok(())
             }
             Err(error) => {
+                self.index_in_doubt.store(true, Ordering::SeqCst);
                 self.note_error("refresh", &error);
                 Err(error)
             }
         }
     }
 
-    /// The bucket answered.
-    pub(super) fn note_contact(&self) {
+    /// The bucket answered, and `operation` did what it should.
+    pub(super) fn note_contact(&self, operation: &str) {
+        let nothing_left = self.pending().is_empty();
         let mut journal = self.journal();
         journal.last_refresh = Some(now_nanos());
         if let Some(since) = journal.offline_since.take() {
             tracing::info!(since = format_nanos(since), "the bucket answers again");
         }
-        journal.last_error = None;
+        // A refresh does not make up for a push that failed.
+        journal.last_error.take_if(|error| nothing_left || operation == "push" || error.message.starts_with(operation));
     }
 
     async fn refresh_now(&self) -> Result<(), SyncError> {

@@ -85,7 +85,9 @@ impl Engine {
         match self.push_plan(plan, &mut state).boxed().await {
             Ok(left) => {
                 if left.reasons.is_empty() {
-                    self.note_contact();
+                    self.note_contact("push");
+                } else {
+                    self.note_reasons("push", &left.reasons);
                 }
                 Ok(left)
             }
@@ -98,6 +100,10 @@ impl Engine {
 
     // The futures of the steps are boxed: the compiler cannot show for the whole nest at once that it is Send.
     async fn push_plan(self: &Arc<Self>, plan: PushPlan, state: &mut PushState) -> Result<Left, SyncError> {
+        if self.index_in_doubt.load(Ordering::SeqCst) {
+            // Nothing is uploaded while the index cannot be read, is gone, or is in a format that we do not write.
+            self.refresh().await?;
+        }
         self.prove_conditions(state).await?;
         self.uploaded.store(0, Ordering::Relaxed);
         let mut left = Left::default();
