@@ -58,6 +58,7 @@ enum TreeStep {
     Insert { path: RelPath, data: NodeData, attrs: Option<Box<crate::cache::rows::Attrs>> },
     Rename { ino: Ino, to: RelPath },
     Refresh { ino: Ino, remote: Remote },
+    Mark(RelPath),
 }
 
 struct Work<'a> {
@@ -89,7 +90,9 @@ impl Volume {
             None => None,
         };
         let index = new_base.as_ref().map_or_else(|| Arc::clone(&old.index), |b| Arc::clone(&b.index));
-        let changed = if Arc::ptr_eq(&index, &old.index) { Vec::new() } else { differences(&old.index, &index) };
+        let same = Arc::ptr_eq(&index, &old.index);
+        let changed = if same { Vec::new() } else { differences(&old.index, &index) };
+        let marked: Vec<RelPath> = if same { Vec::new() } else { index.marked_directories().collect() };
 
         let mut guard = self.lock();
         let mut work = Work::new(self, &mut guard);
@@ -98,7 +101,11 @@ impl Volume {
             work.settle(settled, &mut revealed)?;
         }
         for path in changed.iter().chain(&revealed) {
-            work.apply(path, index.get(path.as_str()))?;
+            work.apply(path, index.shown(path))?;
+        }
+        for path in marked {
+            work.note_name(path.as_str());
+            work.steps.push(TreeStep::Mark(path));
         }
         if let Some(base) = &new_base
             && let Some(record) = &base.record
@@ -260,9 +267,9 @@ impl<'a> Work<'a> {
             return Ok(());
         };
         let Some(content) = self.inner.tree.get(ino).and_then(|n| n.content().copied()) else {
-            if entry.is_some() {
-                let reason = "a directory on this machine has the same name".to_owned();
-                self.inner.shadowed.insert(path.to_string(), reason);
+            if let Some(entry) = entry {
+                // The directory may be gone by the time of the step, with the last file below it.
+                self.steps.push(TreeStep::Insert { path: path.clone(), data: remote_file(entry), attrs: None });
             }
             return Ok(());
         };
@@ -384,6 +391,14 @@ impl<'a> Work<'a> {
             }
             TreeStep::Insert { path, data, attrs } => {
                 self.volume.insert_remote(self.inner, &path, data, attrs, &mut self.notices)?;
+            }
+            TreeStep::Mark(path) => {
+                // A file in the way stays; the marker is reported by the index itself.
+                if let Ok(dir) = self.inner.tree.make_dirs(path.as_str())
+                    && let Some(node) = self.inner.tree.get_mut(dir)
+                {
+                    node.explicit = true;
+                }
             }
             TreeStep::Rename { ino, to } => {
                 if let Ok(parent) = self.inner.tree.make_dirs(to.parent().unwrap_or("")) {

@@ -218,6 +218,11 @@ impl Index {
         self.understood().filter(move |(path, _)| !shadowed.contains(*path)).map(|(path, entry)| (path, &**entry))
     }
 
+    /// The entry of a file, if a tree can show it: not that of `f` where `f/g` exists.
+    pub fn shown(&self, path: &RelPath) -> Option<&Entry> {
+        self.get(path.as_str()).filter(|_| !self.shadowed().contains(path))
+    }
+
     /// Like [`Index::entries`], with entries to keep.
     pub fn shared_entries(&self) -> impl Iterator<Item = (&RelPath, &Arc<Entry>)> {
         let shadowed = self.shadowed();
