@@ -32,16 +32,28 @@ fn pattern(length: usize, seed: u8) -> Vec<u8> {
 type Edit = (&'static str, fn(&Path), fn(&mut Vec<u8>));
 
 const EDITS: &[Edit] = &[
-    ("append", |p| drop(OpenOptions::new().append(true).open(p).unwrap().write_all(b"++")), |b| {
-        b.extend_from_slice(b"++");
-    }),
-    ("overwrite in the middle", |p| read_write(p).write_all_at(b"XYZ", 3).unwrap(), |b| {
-        b[3..6].copy_from_slice(b"XYZ");
-    }),
-    ("write past the end", |p| read_write(p).write_all_at(b"far", 300_000).unwrap(), |b| {
-        b.resize(300_000, 0);
-        b.extend_from_slice(b"far");
-    }),
+    (
+        "append",
+        |p| drop(OpenOptions::new().append(true).open(p).unwrap().write_all(b"++")),
+        |b| {
+            b.extend_from_slice(b"++");
+        },
+    ),
+    (
+        "overwrite in the middle",
+        |p| read_write(p).write_all_at(b"XYZ", 3).unwrap(),
+        |b| {
+            b[3..6].copy_from_slice(b"XYZ");
+        },
+    ),
+    (
+        "write past the end",
+        |p| read_write(p).write_all_at(b"far", 300_000).unwrap(),
+        |b| {
+            b.resize(300_000, 0);
+            b.extend_from_slice(b"far");
+        },
+    ),
     ("shrink", |p| read_write(p).set_len(5).unwrap(), |b| b.truncate(5)),
     ("grow", |p| read_write(p).set_len(70_000).unwrap(), |b| b.resize(70_000, 0)),
     ("shrink by name", |p| rustix_truncate(p, 4), |b| b.truncate(4)),
@@ -57,9 +69,13 @@ const EDITS: &[Edit] = &[
         },
         |b| b[1..7].copy_from_slice(b"mapped"),
     ),
-    ("map without sync", |p| Map::of(&read_write(p)).set(2, b"quietly"), |b| {
-        b[2..9].copy_from_slice(b"quietly");
-    }),
+    (
+        "map without sync",
+        |p| Map::of(&read_write(p)).set(2, b"quietly"),
+        |b| {
+            b[2..9].copy_from_slice(b"quietly");
+        },
+    ),
     (
         "allocate",
         |p| {
@@ -359,8 +375,7 @@ fn system_calls_around_files_work() {
     // Hard links, devices and pipes cannot be in a bucket.
     assert_eq!(errno(fs::hard_link(mount.path("dir/file"), mount.path("dir/second"))), libc::EPERM);
     for kind in [rustix::fs::FileType::CharacterDevice, rustix::fs::FileType::Fifo, rustix::fs::FileType::Socket] {
-        let made =
-            rustix::fs::mknodat(rustix::fs::CWD, mount.path("dir/node"), kind, rustix::fs::Mode::RWXU, 0x0103);
+        let made = rustix::fs::mknodat(rustix::fs::CWD, mount.path("dir/node"), kind, rustix::fs::Mode::RWXU, 0x0103);
         assert_eq!(made.unwrap_err(), rustix::io::Errno::PERM, "{kind:?}");
     }
     rustix::fs::mknodat(rustix::fs::CWD, mount.path("dir/plain"), rustix::fs::FileType::RegularFile, 0o644.into(), 0)

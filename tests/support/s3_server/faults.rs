@@ -54,7 +54,9 @@ impl Gate {
 
     /// The same from synchronous code.
     pub fn arrived_blocking(&self, count: usize) {
+        let began = Instant::now();
         while *self.0.0.borrow() < count {
+            assert!(began.elapsed() < Duration::from_secs(30), "no request came to the gate");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
