@@ -197,6 +197,13 @@ impl Builder<'_> {
 
     /// A file that the delta puts here, or that never leaves this machine.
     fn local_file(&mut self, row: NodeRow, content: Option<ContentId>) {
+        // Nobody saw the end of the writing, so the bytes count as changed until a push has compared them.
+        if let Some(DeltaRow { delta: delta @ Delta::Put { suspect: true, .. }, .. }) = self.deltas.get_mut(&row.path)
+            && let Some(known) = content.and_then(|id| self.rows.get_mut(&id)).filter(|known| known.present.is_none())
+        {
+            *delta = Delta::Put { origin: None, suspect: false };
+            *known = ContentRow::changed();
+        }
         let origin = match self.deltas.get(&row.path).map(|d| &d.delta) {
             Some(Delta::Put { origin, .. }) => origin.as_ref(),
             _ => None,
