@@ -290,16 +290,8 @@ impl Engine {
         digests: &Digests,
         looked: Option<BaseVersion>,
     ) -> Result<Verdict, Failed> {
-        let mut expect = match self.expect(&done.row, looked) {
-            Some(expect) => expect,
-            None => return Ok(Verdict::Conflict),
-        };
+        let Some(expect) = self.expect(&done.row, looked).await? else { return Ok(Verdict::Conflict) };
         let previous = done.row.upload.as_ref().filter(|m| m.sha256 == digests.sha256 && m.size == digests.size);
-        if let Some(mark) = &done.row.upload
-            && let Some(left) = self.own_upload(done.row.path.as_str(), mark).await?
-        {
-            expect = Expect::Version(left);
-        }
         let id = previous.map_or_else(|| uuid::Uuid::new_v4().to_string(), |mark| mark.id.clone());
         let mark = UploadMark { id: id.clone(), sha256: digests.sha256.clone(), size: digests.size };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
@@ -333,17 +325,23 @@ impl Engine {
         }
     }
 
-    /// What the object must be for us to replace it; `None`: it is another writer's.
-    fn expect(&self, row: &PlannedRow, looked: Option<BaseVersion>) -> Option<Expect> {
-        let Some(replaced) = &row.replaces else { return Some(Expect::Absent) };
-        if let Some(known) = &replaced.fingerprint {
-            return Some(Expect::Version(known.clone()));
+    /// What the object must be for us to replace it; `None`: it is another writer's. An earlier push of ours may have
+    /// replaced it already.
+    async fn expect(&self, row: &PlannedRow, looked: Option<BaseVersion>) -> Result<Option<Expect>, StoreError> {
+        if let Some(mark) = &row.upload
+            && let Some(left) = self.own_upload(row.path.as_str(), mark).await?
+        {
+            return Ok(Some(Expect::Version(left)));
         }
-        match looked {
+        let Some(replaced) = &row.replaces else { return Ok(Some(Expect::Absent)) };
+        if let Some(known) = &replaced.fingerprint {
+            return Ok(Some(Expect::Version(known.clone())));
+        }
+        Ok(match looked {
             Some(BaseVersion::Found(fingerprint)) => Some(Expect::Version(fingerprint)),
             Some(BaseVersion::Missing) => Some(Expect::Absent),
             Some(BaseVersion::Different(_)) | None => None,
-        }
+        })
     }
 
     async fn copy_row(
@@ -385,16 +383,11 @@ impl Engine {
         looked: Option<BaseVersion>,
     ) -> Result<bool, Failed> {
         let key = done.row.path.as_str();
-        let Some(mut expect) = self.expect(&done.row, looked) else {
+        let Some(expect) = self.expect(&done.row, looked).await? else {
             done.verdict = Verdict::Conflict;
             return Ok(true);
         };
         let sha256 = origin.entry.sha256.clone().unwrap_or_default();
-        if let Some(mark) = &done.row.upload
-            && let Some(left) = self.own_upload(key, mark).await?
-        {
-            expect = Expect::Version(left);
-        }
         let mark = UploadMark { id: uuid::Uuid::new_v4().to_string(), sha256: sha256.clone(), size: origin.entry.size };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(true);
