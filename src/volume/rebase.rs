@@ -253,7 +253,8 @@ impl<'a> Work<'a> {
     fn apply(&mut self, path: &RelPath, entry: Option<&Entry>) -> Result<()> {
         let moved = self.moved.contains(path.as_str());
         if !moved && let Some(row) = self.row_after(path.as_str()) {
-            if row.delta == Delta::Remove && entry.is_none() && row.upload.is_none() {
+            // With a version to delete it stays: a push of ours may have ended between the entry and its object.
+            if row.delta == Delta::Remove && entry.is_none() && row.upload.is_none() && row.replaces.is_none() {
                 self.changes.delta(path.as_str(), None);
             }
             return Ok(());
