@@ -24,7 +24,8 @@ const RANDOM_BLOCK: u64 = 128 << 10;
 impl SwampFs {
     pub(super) fn open_file(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
         let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        let request = OpenRequest { writable, truncate: writable && flags.0 & libc::O_TRUNC != 0 };
+        // O_TRUNC empties the file for a reader too; the kernel has checked the permission to write.
+        let request = OpenRequest { writable, truncate: flags.0 & libc::O_TRUNC != 0 };
         match self.volume.open(ino, request) {
             Ok(OpenOutcome::Ready(handle)) => self.opened(handle, reply),
             Ok(OpenOutcome::Fetch(live)) => {

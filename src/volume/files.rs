@@ -83,15 +83,17 @@ impl Volume {
             // The kernel looks the name up again and finds what is there now.
             return Err(VolumeError::Stale);
         }
-        if !request.writable {
-            let live = self.live_for(&mut inner, ino)?;
-            return Ok(OpenOutcome::Ready(self.handle(&mut inner, ino, live, false)));
+        if request.writable || request.truncate {
+            inner.writable()?;
         }
-        inner.writable()?;
         if request.truncate
             && let Some(fetch) = self.truncate_locked(&mut inner, ino, 0)?
         {
             return Ok(OpenOutcome::Fetch(fetch));
+        }
+        if !request.writable {
+            let live = self.live_for(&mut inner, ino)?;
+            return Ok(OpenOutcome::Ready(self.handle(&mut inner, ino, live, false)));
         }
         let live = self.live_for(&mut inner, ino)?;
         if !live.is_complete() {
