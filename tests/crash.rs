@@ -304,10 +304,13 @@ fn start_flush(machine: &Machine<'_>) -> std::process::Child {
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
 }
 
+/// Where a push is killed.
+type Point = (&'static str, fn(Gate) -> Fault);
+
 #[test]
 fn a_kill_at_any_point_of_a_push_loses_nothing_and_makes_no_conflict() {
     let index = ".datastore-index.json";
-    let points: &[(&str, fn(Gate) -> Fault)] = &[
+    let points: &[Point] = &[
         ("before a content arrives", |g| Fault::on("PutObject", Action::Hold(g)).key("remote")),
         ("after a content arrived", |g| Fault::on("PutObject", Action::HoldAnswer(g)).key("remote")),
         ("after a new content arrived", |g| Fault::on("PutObject", Action::HoldAnswer(g)).key("new")),

@@ -75,6 +75,9 @@ impl SwampFs {
     pub(super) fn read_file(&self, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
         let Some(handle) = self.files.get(fh) else { return reply.error(Errno::EBADF) };
         let range = offset..offset.saturating_add(u64::from(size));
+        if handle.live.is_replaced() {
+            return self.read_replaced(&handle, &range, reply);
+        }
         let wanted = self.read_ahead(&handle, &range);
         if Engine::is_here(&handle.live, &range) {
             return read_here(&handle.live.file, &range, reply);
@@ -87,6 +90,17 @@ impl SwampFs {
                 Err(error) => reply.error(of_fetch(&error)),
             }
         });
+    }
+
+    /// Through a handle from before the file was emptied: the pages belong to the inode, so its bytes are those of now.
+    fn read_replaced(&self, handle: &Handle, range: &std::ops::Range<u64>, reply: ReplyData) {
+        match self.volume.content_of(handle) {
+            Ok(live) => {
+                read_here(&live.file, range, reply);
+                self.volume.fetched(&live);
+            }
+            Err(error) => reply.error(report("read", handle.ino.0, &error)),
+        }
     }
 
     /// How much to fetch for a read: more and more for a sequential reader, little for a random one. Keeps the window of a

@@ -16,7 +16,7 @@ use super::errno::{of_volume, report};
 use super::{SwampFs, TTL, attr, file_type, ino, nanos};
 use crate::cache::rows::Kind;
 use crate::datastore::now_nanos;
-use crate::volume::{RenameMode, Result, SetAttributes, Stat, Volume};
+use crate::volume::{Notice, RenameMode, Result, SetAttributes, Stat, Volume};
 
 /// Inode numbers are never reused within a mount.
 const GENERATION: Generation = Generation(0);
@@ -32,6 +32,12 @@ fn empty(result: Result<()>, operation: &'static str, name: &OsStr, reply: Reply
     match result {
         Ok(()) => reply.ok(),
         Err(error) => reply.error(report(operation, name.display(), &error)),
+    }
+}
+
+impl SwampFs {
+    fn empty_and_tell(&self, result: Result<Vec<Notice>>, operation: &'static str, name: &OsStr, reply: ReplyEmpty) {
+        empty(result.map(|notices| self.engine.tell_kernel(notices)), operation, name, reply);
     }
 }
 
@@ -159,7 +165,7 @@ impl Filesystem for SwampFs {
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let done = Volume::check_name(name).and_then(|name| self.volume.rmdir(ino(parent), name));
-        empty(done, "rmdir", name, reply);
+        self.empty_and_tell(done, "rmdir", name, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -189,7 +195,7 @@ impl Filesystem for SwampFs {
             let to = Volume::check_name(newname)?;
             self.volume.rename(ino(parent), from, ino(newparent), to, mode)
         });
-        empty(done, "rename", name, reply);
+        self.empty_and_tell(done, "rename", name, reply);
     }
 
     fn link(&self, _req: &Request, _ino: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {

@@ -36,9 +36,11 @@ pub(super) async fn record(engine: Arc<Engine>) {
             }
         }
         let volume = Arc::clone(&engine.volume);
-        match tokio::task::spawn_blocking(move || volume.record_fetched()).await {
+        match tokio::task::spawn_blocking(move || volume.record_fetched().and_then(|()| volume.remove_doomed())).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "cannot record what was fetched; it may be fetched again"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot record what was fetched or removed; the next try or start does")
+            }
             Err(error) => tracing::error!(%error, "recording failed"),
         }
     }

@@ -154,6 +154,11 @@ impl Engine {
         self.notifications.attach(notifier);
     }
 
+    /// Tells the kernel, without waiting for it.
+    pub fn tell_kernel(&self, notices: Vec<crate::volume::Notice>) {
+        self.notifications.tell(notices);
+    }
+
     /// Remembers a read that failed, for `status` and the log.
     pub fn note_read_error(&self, path: &str, reason: &str) {
         tracing::error!(path, reason, "read failed");

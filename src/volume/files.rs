@@ -10,7 +10,7 @@ use super::delta::Changes;
 use super::inner::Inner;
 use super::live::{FetchState, LiveContent};
 use super::{Result, Volume, VolumeError};
-use crate::cache::rows::{ContentRow, Delta, DeltaRow, FileStamp, Kind, NodeRow};
+use crate::cache::rows::{ContentRow, Delta, DeltaRow, FileStamp, Kind, NodeRow, Version};
 use crate::datastore::names::CATALOG_EXPORT;
 use crate::tree::{Ino, Remote};
 
@@ -225,6 +225,7 @@ impl Volume {
         self.mark_suspect(inner, ino, &live)?;
         live.modify(|file| file.set_len(size)).map_err(VolumeError::content("truncate"))?;
         inner.touch_ctime(ino);
+        self.changed.notify_one();
         if live.writers() == 0 {
             self.settle(inner, ino, &live)?;
         }
@@ -262,10 +263,30 @@ impl Volume {
         }
         inner.touch_ctime(ino);
         if let Some(old) = old {
+            if let Some(live) = inner.live.get(&old) {
+                live.replace();
+            }
             self.discard_unless_live(inner, old);
         }
         self.changed.notify_one();
         Ok(())
+    }
+
+    /// The content that a handle reads: that of its inode, while the inode has a name. Another one than at open when the
+    /// file was emptied without being fetched.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub fn content_of(&self, handle: &Handle) -> Result<Arc<LiveContent>> {
+        if !handle.live.is_replaced() {
+            return Ok(Arc::clone(&handle.live));
+        }
+        let mut inner = self.lock();
+        if inner.tree.get(handle.ino).is_some_and(|n| n.linked) {
+            self.live_for(&mut inner, handle.ino)
+        } else {
+            Ok(Arc::clone(&handle.live))
+        }
     }
 
     /// Bytes were written through a handle: ctime moves, and privileges are taken away as POSIX asks.
@@ -331,9 +352,8 @@ impl Volume {
         let named =
             inner.tree.get(ino).filter(|n| n.linked).and_then(|n| n.content()).and_then(|c| c.id) == Some(live.id);
         if !named {
-            inner.live.remove(&live.id);
-            if let Err(error) = self.contents.remove(live.id) {
-                tracing::warn!(%error, "a removed content stays until the next start");
+            if inner.live.remove(&live.id).is_some() {
+                self.doom(inner, live.id);
             }
             return;
         }
@@ -413,57 +433,68 @@ impl Volume {
     /// # Errors
     /// Disk errors; nothing is recorded then.
     pub fn record_fetched(&self) -> Result<()> {
-        let waiting: Vec<Arc<LiveContent>> = {
-            let inner = self.lock();
-            let mut waiting: Vec<_> = inner.live.values().filter(|l| !l.state().recorded).cloned().collect();
-            waiting.sort_by_key(|l| l.id);
-            waiting
-        };
-        if waiting.is_empty() {
+        let fetched = self.snapshot_fetched();
+        if fetched.is_empty() {
             return Ok(());
         }
-        let together = waiting.len() > SYNC_EACH;
-        let mut rows = Vec::new();
-        for live in waiting {
-            // The snapshot first: what arrives after it is not covered by the sync.
-            let (version, present) = {
-                let mut state = live.state();
-                state.recorded = true;
-                (state.version.clone(), (!state.complete).then(|| state.present.clone()))
-            };
-            if !together && let Err(error) = live.file.sync_data() {
-                live.state().recorded = false;
-                return Err(VolumeError::content("sync")(error));
+        // The snapshot came first: what arrives after it is not covered by the sync.
+        if fetched.len() > SYNC_EACH {
+            self.contents.sync_all()?;
+        } else {
+            for one in &fetched {
+                one.live.file.sync_data().map_err(VolumeError::content("sync"))?;
             }
-            let stamp = complete_stamp(&live, present.is_none())?;
-            rows.push((live, ContentRow { version, present, stamp }));
-        }
-        if together && let Err(error) = self.contents.sync_all() {
-            rows.iter().for_each(|(live, _)| live.state().recorded = false);
-            return Err(error.into());
         }
         let mut inner = self.lock();
         let mut changes = Changes::default();
-        for (live, row) in &rows {
-            let Some(path) = inner.live_path(live) else { continue };
+        let mut written = Vec::new();
+        for one in fetched {
+            let live = &one.live;
+            // Opened for writing, pushed or rebased meanwhile: the row is newer than this snapshot.
+            let newer = inner.content_rows.get(&live.id) != one.before.as_ref() || live.state().version != one.version;
+            let Some(path) = inner.live_path(live).filter(|_| !newer) else { continue };
+            let stamp = complete_stamp(live, one.present.is_none())?;
+            let row = ContentRow { version: one.version.clone(), present: one.present.clone(), stamp };
             let node = inner.tree.get(live.ino).ok_or(VolumeError::Stale)?;
             let node =
                 NodeRow { path: path.clone(), kind: node.kind(), content: Some(live.id), attrs: node.attrs_row() };
-            changes.content(live.id, Some(row.clone()));
+            changes.content(live.id, Some(row));
             changes.node(&path, Some(node));
+            written.push((path, one));
         }
-        if let Err(error) = inner.commit(changes) {
-            rows.iter().for_each(|(live, _)| live.state().recorded = false);
-            return Err(error);
-        }
-        for (live, _) in &rows {
-            if let Some(path) = inner.live_path(live) {
-                self.show_in_reference(&mut inner, &path, live);
-            }
-            if live.handles() == 0 {
-                self.retire(&mut inner, live.ino, live);
+        inner.commit(changes)?;
+        for (path, one) in written {
+            let mut state = one.live.state();
+            state.recorded = one.present.as_ref().map_or(state.complete, |p| !state.complete && state.present == *p);
+            drop(state);
+            self.show_in_reference(&mut inner, &path, &one.live);
+            if one.live.handles() == 0 {
+                self.retire(&mut inner, one.live.ino, &one.live);
             }
         }
         Ok(())
     }
+
+    fn snapshot_fetched(&self) -> Vec<Fetched> {
+        let inner = self.lock();
+        let mut fetched: Vec<Fetched> = Vec::new();
+        for live in inner.live.values() {
+            let state = live.state();
+            if !state.recorded {
+                let present = (!state.complete).then(|| state.present.clone());
+                let before = inner.content_rows.get(&live.id).cloned();
+                fetched.push(Fetched { live: Arc::clone(live), version: state.version.clone(), present, before });
+            }
+        }
+        fetched.sort_by_key(|one| one.live.id);
+        fetched
+    }
+}
+
+/// A content as it was when its recording began.
+struct Fetched {
+    live: Arc<LiveContent>,
+    version: Option<Version>,
+    present: Option<crate::cache::RangeSet>,
+    before: Option<ContentRow>,
 }

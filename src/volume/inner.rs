@@ -50,6 +50,8 @@ pub(super) struct Inner {
     pub live: HashMap<ContentId, Arc<LiveContent>>,
     pub next_content: u64,
     pub next_generation: u64,
+    /// Contents that no row names any more; their files go once that is durable.
+    pub doomed: Vec<ContentId>,
     pub read_only: Option<String>,
     /// Index entries that a directory of ours hides, beside those the index itself reports.
     pub shadowed: BTreeMap<String, String>,

@@ -79,6 +79,7 @@ pub struct LiveContent {
     writers: AtomicU32,
     handles: AtomicU32,
     dirty: AtomicBool,
+    replaced: AtomicBool,
     last_write: Mutex<Option<Instant>>,
 }
 
@@ -99,6 +100,7 @@ impl LiveContent {
             writers: AtomicU32::new(0),
             handles: AtomicU32::new(0),
             dirty: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
             last_write: Mutex::new(None),
         }
     }
@@ -176,6 +178,15 @@ impl LiveContent {
     /// How many handles are open for writing.
     pub fn writers(&self) -> u32 {
         self.writers.load(Ordering::SeqCst)
+    }
+
+    /// Whether its file was emptied by giving it another content.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn replace(&self) {
+        self.replaced.store(true, Ordering::SeqCst);
     }
 
     /// How many handles are open.

@@ -77,6 +77,7 @@ impl Volume {
             content_rows: rows,
             pending_deletes: loaded.pending_deletes.into_iter().collect(),
             live: HashMap::new(),
+            doomed: Vec::new(),
             next_content,
             read_only: options.read_only.then(|| "mounted with --read-only".to_owned()),
             shadowed: BTreeMap::new(),
@@ -113,6 +114,7 @@ impl Volume {
     /// Disk errors.
     pub fn close(&self) -> Result<()> {
         self.record_fetched()?;
+        self.remove_doomed()?;
         let base = self.base();
         let (files, _, removals) = self.pending_counts();
         let unpushed = files + removals > 0 || !self.lock().deltas.is_empty();

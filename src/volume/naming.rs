@@ -9,9 +9,10 @@ use super::delta::Changes;
 use super::files::Handle;
 use super::inner::Inner;
 use super::live::{FetchState, LiveContent};
+use super::rebase::Notice;
 use super::{Result, Stat, Volume, VolumeError};
 use crate::cache::rows::{Attrs, ContentRow, Kind, NodeRow};
-use crate::datastore::{NameClass, classify, now_nanos};
+use crate::datastore::{NameClass, RelPath, classify, now_nanos};
 use crate::tree::{Children, Content, Ino, NodeData, ROOT, Remote};
 
 /// Longest name in a directory, in bytes.
@@ -268,17 +269,17 @@ impl Volume {
         inner.touch_ctime(ino);
         inner.touch_directory(parent);
         if let Some(id) = id {
-            self.discard_unless_live(&inner, id);
+            self.discard_unless_live(&mut inner, id);
         }
         self.changed.notify_one();
         Ok(())
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory. What it hid comes into view: the kernel must be told.
     ///
     /// # Errors
     /// `NotFound`, `NotDir`, `NotEmpty`, `ReadOnly`, disk errors.
-    pub fn rmdir(&self, parent: Ino, name: &str) -> Result<()> {
+    pub fn rmdir(&self, parent: Ino, name: &str) -> Result<Vec<Notice>> {
         let mut inner = self.lock();
         inner.writable()?;
         let ino = inner.tree.child(parent, name).ok_or(VolumeError::NotFound)?;
@@ -295,16 +296,56 @@ impl Volume {
         inner.commit(changes)?;
         inner.tree.unlink(ino);
         inner.touch_directory(parent);
+        self.reveal(&mut inner, &path)
+    }
+
+    /// The file of a content without a row goes, unless somebody has it open (then after its last close).
+    pub(super) fn discard_unless_live(&self, inner: &mut Inner, id: crate::cache::ContentId) {
+        if !inner.live.contains_key(&id) {
+            self.doom(inner, id);
+        }
+    }
+
+    /// Not at once: until the rows that forget it are durable, a power cut would bring them back.
+    pub(super) fn doom(&self, inner: &mut Inner, id: crate::cache::ContentId) {
+        inner.doomed.push(id);
+        self.fetched.notify_one();
+    }
+
+    /// Removes the files of contents that nothing needs.
+    ///
+    /// # Errors
+    /// When the rows cannot be made durable; nothing is removed then.
+    pub fn remove_doomed(&self) -> Result<()> {
+        let mut inner = self.lock();
+        let doomed = std::mem::take(&mut inner.doomed);
+        if doomed.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = inner.db.commit_durable() {
+            inner.doomed.extend(doomed);
+            return Err(error.into());
+        }
+        drop(inner);
+        for id in doomed {
+            if let Err(error) = self.contents.remove(id) {
+                tracing::warn!(%error, content = %id, "a removed content stays until the next start");
+            }
+        }
         Ok(())
     }
 
-    /// Removes the file of a content without a row, unless somebody has it open (then its last close does).
-    pub(super) fn discard_unless_live(&self, inner: &Inner, id: crate::cache::ContentId) {
-        if inner.live.contains_key(&id) {
-            return;
+    /// A name became free: an entry that it hid comes into view.
+    pub(super) fn reveal(&self, inner: &mut Inner, path: &str) -> Result<Vec<Notice>> {
+        let mut notices = Vec::new();
+        if inner.tree.find(path).is_some() || inner.deltas.contains_key(path) {
+            return Ok(notices);
         }
-        if let Err(error) = self.contents.remove(id) {
-            tracing::warn!(%error, content = %id, "a removed content stays until the next start");
+        if let (Some(entry), Ok(rel)) = (inner.base_entry(path).cloned(), RelPath::parse(path)) {
+            let parent = rel.parent().and_then(|p| inner.tree.find(p)).unwrap_or(ROOT);
+            self.insert_remote(inner, &rel, super::rebase::remote_file(&entry), None, &mut notices)?;
+            notices.push(Notice::Entry { parent, name: rel.name().to_owned() });
         }
+        Ok(notices)
     }
 }

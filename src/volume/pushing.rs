@@ -3,6 +3,7 @@
 //! Part of the volume; the requests in between are the business of `sync::push`. Invariant: a delta is cleared only when
 //! its generation and its content are still what the push saw; otherwise it stays and replaces what was pushed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -129,16 +130,25 @@ impl Volume {
                 if due(path, row) { chosen.push(path) } else { rest.push((path, row)) }
             }
         }
-        let touched: std::collections::HashSet<&str> = chosen.iter().map(|p| p.as_str()).collect();
-        let copies_from_touched = |row: &DeltaRow| match &row.delta {
-            Delta::Put { origin: Some(origin), .. } => touched.contains(origin.key.as_str()),
-            _ => false,
-        };
-        let dragged: Vec<&String> = rest.iter().filter(|(_, row)| copies_from_touched(row)).map(|(p, _)| *p).collect();
-        chosen.extend(dragged);
+        loop {
+            let touched: HashSet<&str> = chosen.iter().map(|p| p.as_str()).collect();
+            let (dragged, left): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, row)| match &row.delta {
+                Delta::Put { origin: Some(origin), .. } => touched.contains(origin.key.as_str()),
+                _ => false,
+            });
+            rest = left;
+            if dragged.is_empty() {
+                break;
+            }
+            chosen.extend(dragged.into_iter().map(|(path, _)| path));
+        }
         let rows = chosen.into_iter().filter_map(|path| self.planned_row(&inner, path)).collect();
         let deletes = inner.pending_deletes.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         PushPlan { rows, deletes }
+    }
+
+    fn is_being_changed(&self, inner: &Inner, path: &str, row: Option<&DeltaRow>) -> bool {
+        row.and_then(|row| self.live_of(inner, path, row)).is_some_and(|live| live.writers() > 0 || live.is_dirty())
     }
 
     fn live_of(&self, inner: &Inner, path: &str, row: &DeltaRow) -> Option<Arc<LiveContent>> {
@@ -284,7 +294,8 @@ impl Volume {
                     self.repoint(inner, old, version, changes);
                 }
             }
-            Outcome::Superseded if same => {
+            // What is being written meanwhile must not go with an attribute: it stays, and meets the conflict rule.
+            Outcome::Superseded if same && !self.is_being_changed(inner, path, row.as_ref()) => {
                 changes.delta(path, None);
             }
             Outcome::Removed { version } => {
@@ -391,7 +402,8 @@ impl Volume {
             changes.content(id, Some(row));
         }
         if live.as_ref().is_some_and(|l| l.writers() > 0) {
-            // Still open for writing: what is written next must be found after a crash.
+            // Still open for writing: what is written next must be found after a crash, and its age counts from now.
+            inner.stamps.remove(path);
             let delta = Delta::Put { origin: Some(version.clone()), suspect: true };
             let generation = row.generation;
             changes.delta(path, Some(DeltaRow { generation, delta, replaces: Some(replaced), upload: None }));

@@ -169,6 +169,11 @@ impl Volume {
         if let Err(error) = store() {
             tracing::warn!(%error, "cache/ keeps an older index copy; the next mount looks through it");
         }
+        // The older base may go once a power cut cannot bring back the record that names it.
+        if let Err(error) = self.lock().db.commit_durable() {
+            tracing::warn!(%error, "older bases stay until the next change");
+            return;
+        }
         if let Some(record) = self.base().record {
             saved_base::remove_others(&self.options.root, record.number);
         }
@@ -374,8 +379,8 @@ impl<'a> Work<'a> {
         for step in std::mem::take(&mut self.steps) {
             self.step(step)?;
         }
-        for id in &self.dropped {
-            self.volume.discard_unless_live(self.inner, *id);
+        for id in std::mem::take(&mut self.dropped) {
+            self.volume.discard_unless_live(self.inner, id);
         }
         let mut seen = HashSet::new();
         self.notices.retain(|notice| seen.insert(notice.clone()));

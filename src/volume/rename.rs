@@ -5,6 +5,7 @@
 
 use super::delta::Changes;
 use super::inner::Inner;
+use super::rebase::Notice;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{Attrs, Delta, DeltaRow, Kind, NodeRow, Version};
 use crate::tree::Ino;
@@ -30,12 +31,19 @@ struct Moved {
 }
 
 impl Volume {
-    /// Renames.
+    /// Renames. What the old name hid comes into view: the kernel must be told.
     ///
     /// # Errors
     /// `NotFound`, `Exists`, `NotEmpty`, `IsDir`, `NotDir`, `Invalid` (a directory into itself), `CrossesSync`,
     /// `NameTooLong` (also for what lies below), `NotPermitted`, `ReadOnly`, disk errors.
-    pub fn rename(&self, parent: Ino, name: &str, new_parent: Ino, new_name: &str, mode: RenameMode) -> Result<()> {
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &str,
+        new_parent: Ino,
+        new_name: &str,
+        mode: RenameMode,
+    ) -> Result<Vec<Notice>> {
         let mut inner = self.lock();
         let to_path = self.check_new_name(&inner, new_parent, new_name)?;
         let ino = inner.tree.child(parent, name).ok_or(VolumeError::NotFound)?;
@@ -47,7 +55,7 @@ impl Volume {
         match (target, mode) {
             (Some(_), RenameMode::NoReplace) => return Err(VolumeError::Exists),
             (None, RenameMode::Exchange) => return Err(VolumeError::NotFound),
-            (Some(target), _) if target == ino => return Ok(()),
+            (Some(target), _) if target == ino => return Ok(Vec::new()),
             (Some(target), RenameMode::Exchange) => {
                 if inner.tree.is_within(parent, target) {
                     return Err(VolumeError::Invalid("a directory cannot change places with its parent"));
@@ -66,7 +74,7 @@ impl Volume {
         inner.touch_directory(parent);
         inner.touch_directory(new_parent);
         self.changed.notify_one();
-        Ok(())
+        self.reveal(&mut inner, &from_path)
     }
 
     fn check_replace(&self, inner: &Inner, ino: Ino, target: Ino) -> Result<()> {

@@ -87,11 +87,12 @@ impl Engine {
         rows: &[PlannedRow],
         reasons: &mut Vec<String>,
     ) -> Result<Vec<Transferred>, SyncError> {
-        let versions = self.versions_before(rows, reasons).await?;
+        let (versions, unseen) = self.versions_before(rows, reasons).await?;
         let mut rows: Vec<PlannedRow> = rows.to_vec();
         let mut jobs: Vec<Job> = rows.iter().map(job_of).collect();
-        let mut waiting: Vec<usize> = (0..rows.len()).collect();
-        let mut stuck: Vec<usize> = Vec::new();
+        // Without a look at the object nothing can be said about a conflict: such a row waits for the next push.
+        let mut waiting: Vec<usize> = (0..rows.len()).filter(|at| !unseen.contains(at)).collect();
+        let mut stuck: Vec<usize> = unseen;
         let mut done = Vec::new();
         loop {
             match next(&jobs, &waiting, &stuck) {
@@ -149,7 +150,7 @@ impl Engine {
         self: &Arc<Self>,
         rows: &[PlannedRow],
         reasons: &mut Vec<String>,
-    ) -> Result<HashMap<usize, BaseVersion>, SyncError> {
+    ) -> Result<(HashMap<usize, BaseVersion>, Vec<usize>), SyncError> {
         let mut unknown: Vec<(usize, String, Entry)> = Vec::new();
         for (at, row) in rows.iter().enumerate() {
             if let Some(replaced) = row.replaces.as_ref().filter(|r| r.fingerprint.is_none()) {
@@ -162,11 +163,11 @@ impl Engine {
             .collect()
             .await;
         if looked.is_empty() {
-            return Ok(HashMap::new());
+            return Ok((HashMap::new(), Vec::new()));
         }
         self.refresh().await?;
         let index = self.volume.base().index;
-        let mut versions = HashMap::new();
+        let (mut versions, mut unseen) = (HashMap::new(), Vec::new());
         for (at, result) in looked {
             let row = &rows[at];
             match result {
@@ -179,10 +180,13 @@ impl Engine {
                     };
                     versions.insert(at, version);
                 }
-                Err(error) => reasons.push(format!("{}: {error}", row.path)),
+                Err(error) => {
+                    unseen.push(at);
+                    reasons.push(format!("{}: {error}", row.path));
+                }
             }
         }
-        Ok(versions)
+        Ok((versions, unseen))
     }
 
     async fn fetch_origin(self: &Arc<Self>, row: &PlannedRow) -> Result<(), SyncOrFetch> {
@@ -284,7 +288,7 @@ impl Engine {
 
     async fn send(
         &self,
-        done: &Transferred,
+        done: &mut Transferred,
         put: &PlannedPut,
         body: Body,
         digests: &Digests,
@@ -297,6 +301,8 @@ impl Engine {
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(Verdict::Again);
         }
+        // If the file is written meanwhile, the next attempt finds this upload and replaces it.
+        done.row.upload = Some(mark);
         let mut request =
             Upload { key: done.row.path.to_string(), body, digests: digests.clone(), upload_id: id.clone(), expect };
         loop {
@@ -392,6 +398,7 @@ impl Engine {
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(true);
         }
+        done.row.upload = Some(mark.clone());
         let precondition = match expect {
             Expect::Absent => Precondition::Absent,
             Expect::Version(fingerprint) => Precondition::Match(fingerprint),
