@@ -169,10 +169,11 @@ impl<'de> Visitor<'de> for SlotSeed<'_> {
         let mut last_modified = None;
         let mut entry = Entry::default();
         let mut extra = Map::new();
+        let mut has_key = false;
         while let Some(field) = map.next_key::<FieldName>()? {
             let value = map.next_value::<Value>()?;
             match (field, value) {
-                (FieldName::Key, Value::String(key)) if key == self.name => {}
+                (FieldName::Key, Value::String(key)) if key == self.name => has_key = true,
                 (FieldName::Size, value) => size = Some(value),
                 (FieldName::LastModified, Value::String(text)) => last_modified = Some(text),
                 (FieldName::LocalMtime, Value::String(text)) => entry.local_mtime = Some(text),
@@ -196,7 +197,7 @@ impl<'de> Visitor<'de> for SlotSeed<'_> {
             _ => "the entry has no size".to_owned(),
         };
         let mut whole = Map::new();
-        if !extra.contains_key("key") {
+        if has_key && !extra.contains_key("key") {
             whole.insert("key".into(), Value::from(self.name));
         }
         if let Some(size) = size {
