@@ -8,6 +8,7 @@
 pub mod contents;
 pub mod ranges;
 pub mod reference;
+pub mod reserve;
 pub mod rows;
 pub mod saved_base;
 pub mod state;

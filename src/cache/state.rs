@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::reserve::Reserve;
 use super::rows::{Attrs, ContentRow, DeltaRow, Kind, NodeRow, PendingDelete};
 use super::{CacheError, ContentId, Result};
 
@@ -26,6 +27,7 @@ CREATE TABLE pending_delete(key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT RO
 #[derive(Debug)]
 pub struct StateDb {
     connection: Connection,
+    reserve: Reserve,
 }
 
 /// Everything that a start needs.
@@ -47,6 +49,16 @@ impl StateDb {
     /// # Errors
     /// When it cannot be opened or was written by a newer release.
     pub fn open(root: &Path) -> Result<Self> {
+        let mut reserve = Reserve::find(root);
+        let connection = match Self::connect(root) {
+            Err(error) if error.is_no_space() && reserve.release() => Self::connect(root)?,
+            other => other?,
+        };
+        reserve.refill();
+        Ok(Self { connection, reserve })
+    }
+
+    fn connect(root: &Path) -> Result<Connection> {
         let connection = Connection::open(root.join("state.db"))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -60,7 +72,12 @@ impl StateDb {
             VERSION => {}
             _ => return Err(CacheError::Version { found, known: VERSION }),
         }
-        Ok(Self { connection })
+        Ok(connection)
+    }
+
+    /// The space that is given up when a change that makes room finds none.
+    pub fn reserve(&mut self) -> &mut Reserve {
+        &mut self.reserve
     }
 
     /// Begins a change.

@@ -137,10 +137,10 @@ impl SwampFs {
         if self.volume.read_only_reason().is_some() {
             return reply.error(Errno::EROFS);
         }
-        match handle.live.modify(|file| file.write_all_at(data, offset)) {
-            Ok(()) => {
+        match handle.live.modify(|file| write_at(file, data, offset)) {
+            Ok(written) => {
                 self.volume.written(&handle);
-                reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX));
+                reply.written(u32::try_from(written).unwrap_or(u32::MAX));
             }
             Err(error) => {
                 tracing::error!(inode = handle.ino.0, offset, %error, "write failed");
@@ -256,6 +256,21 @@ async fn wait_for_bucket(engine: &Arc<Engine>, reply: ReplyEmpty) {
 /// Ends a handle that the kernel never got a number for.
 fn release(volume: &Volume, handle: &Handle) {
     volume.release(handle);
+}
+
+/// Writes as much as there is room for; an error only when that is nothing.
+fn write_at(file: &File, data: &[u8], offset: u64) -> std::io::Result<usize> {
+    let mut written = 0;
+    while written < data.len() {
+        match file.write_at(&data[written..], offset + written as u64) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(n) => written += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) if written > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
 }
 
 fn read_here(file: &File, range: &std::ops::Range<u64>, reply: ReplyData) {

@@ -4,8 +4,8 @@
 
 use std::collections::HashMap;
 
-use super::Result;
 use super::inner::Inner;
+use super::{Result, VolumeError};
 use crate::cache::ContentId;
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, NodeRow, PendingDelete, Version};
 use crate::tree::{Ino, ROOT};
@@ -21,6 +21,13 @@ pub(super) struct Changes {
 }
 
 impl Changes {
+    /// Whether it takes away more than it adds.
+    fn makes_room(&self) -> bool {
+        self.contents.values().any(Option::is_none)
+            || self.deltas.values().any(Option::is_none)
+            || self.pending_deletes.values().any(Option::is_none)
+    }
+
     pub fn delta(&mut self, path: &str, row: Option<DeltaRow>) -> &mut Self {
         self.deltas.insert(path.to_owned(), row);
         self
@@ -62,6 +69,45 @@ impl Changes {
 impl Inner {
     /// Commits to state.db, then to memory.
     pub fn commit(&mut self, changes: Changes) -> Result<()> {
+        match self.write(&changes) {
+            // A full disk must not keep anybody from making room.
+            Err(VolumeError::Cache(error))
+                if error.is_no_space() && changes.makes_room() && self.db.reserve().release() =>
+            {
+                self.write(&changes)?;
+            }
+            other => other?,
+        }
+        self.db.reserve().refill();
+
+        for (path, row) in changes.deltas {
+            match row {
+                Some(row) => {
+                    self.touch(&path);
+                    self.deltas.insert(path, row);
+                }
+                None => {
+                    self.stamps.remove(&path);
+                    self.deltas.remove(&path);
+                }
+            }
+        }
+        for (id, row) in changes.contents {
+            match row {
+                Some(row) => self.content_rows.insert(id, row),
+                None => self.content_rows.remove(&id),
+            };
+        }
+        for (key, row) in changes.pending_deletes {
+            match row {
+                Some(row) => self.pending_deletes.insert(key, row),
+                None => self.pending_deletes.remove(&key),
+            };
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, changes: &Changes) -> Result<()> {
         let tx = self.db.begin()?;
         for (path, row) in &changes.deltas {
             match row {
@@ -90,33 +136,7 @@ impl Inner {
         if let Some(record) = &changes.base {
             tx.set_meta("base", record)?;
         }
-        tx.commit()?;
-
-        for (path, row) in changes.deltas {
-            match row {
-                Some(row) => {
-                    self.touch(&path);
-                    self.deltas.insert(path, row);
-                }
-                None => {
-                    self.stamps.remove(&path);
-                    self.deltas.remove(&path);
-                }
-            }
-        }
-        for (id, row) in changes.contents {
-            match row {
-                Some(row) => self.content_rows.insert(id, row),
-                None => self.content_rows.remove(&id),
-            };
-        }
-        for (key, row) in changes.pending_deletes {
-            match row {
-                Some(row) => self.pending_deletes.insert(key, row),
-                None => self.pending_deletes.remove(&key),
-            };
-        }
-        Ok(())
+        Ok(tx.commit()?)
     }
 
     /// The delta of a file that is at `path` from now on; `None` for a name that stays local.
