@@ -66,8 +66,9 @@ pub fn metadata(upload_id: &str, sha256: &str) -> UserMetadata {
 /// The store's; [`StoreErrorKind::Undecided`] when even looking does not tell.
 pub async fn upload(store: &dyn ObjectStore, upload: &Upload) -> Result<UploadOutcome, StoreError> {
     let mut last = None;
+    let mut upload = upload.clone();
     for _ in 0..ATTEMPTS {
-        let error = match store.put(request(upload)).await {
+        let error = match store.put(request(&upload)).await {
             Ok(stored) => return Ok(UploadOutcome::Stored(stored.fingerprint)),
             Err(error) if error.is_precondition() || error.kind == StoreErrorKind::Undecided => error,
             // With If-Match some stores answer that the object is gone.
@@ -86,7 +87,15 @@ pub async fn upload(store: &dyn ObjectStore, upload: &Upload) -> Result<UploadOu
             Err(error) => return Err(error),
         };
         if info.metadata.get(META_UPLOAD_ID) == Some(&upload.upload_id) {
-            return Ok(UploadOutcome::Stored(info.fingerprint));
+            match info.fingerprint {
+                // An earlier state of the same file, which arrived late.
+                Some(earlier) if info.metadata.get(META_SHA256) != Some(&upload.digests.sha256) => {
+                    upload.expect = Expect::Version(earlier);
+                    last = Some(error);
+                    continue;
+                }
+                fingerprint => return Ok(UploadOutcome::Stored(fingerprint)),
+            }
         }
         let replaceable = match &upload.expect {
             Expect::Absent => false,

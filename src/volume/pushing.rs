@@ -108,6 +108,14 @@ pub struct Settled {
     pub outcome: Outcome,
 }
 
+/// Whether a push left the object as it was and changed its entry at most.
+fn same_object(before: &Version, after: &Version) -> bool {
+    match (&before.entry.sha256, &after.entry.sha256) {
+        (Some(before), Some(after)) => before == after,
+        _ => before.fingerprint.is_some() && before.fingerprint == after.fingerprint,
+    }
+}
+
 impl Volume {
     /// Snapshot of what is to be pushed. Whatever copies from an object is planned with whatever changes that object.
     pub fn plan_push(&self, selection: PushSelection) -> PushPlan {
@@ -280,7 +288,15 @@ impl Volume {
                 match row {
                     Some(row) if same && unchanged => self.settle_put(inner, path, row, version, replaced, changes)?,
                     Some(row) => {
-                        changes.delta(path, Some(DeltaRow { replaces: Some(replaced), upload: None, ..row }));
+                        // What was written since waits from now on, and the bytes it began with are replaced.
+                        inner.stamps.remove(path);
+                        let delta = match row.delta {
+                            Delta::Put { origin: Some(old), .. } if old.key == path && !same_object(&old, version) => {
+                                Delta::Put { origin: None, suspect: false }
+                            }
+                            delta => delta,
+                        };
+                        changes.delta(path, Some(DeltaRow { delta, replaces: Some(replaced), upload: None, ..row }));
                     }
                     None => {
                         // Removed here while it was on its way.

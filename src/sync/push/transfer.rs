@@ -4,6 +4,7 @@
 //! never committed; a fingerprint found by HEAD counts only if the index, read after it, still shows the entry.
 
 use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,6 +26,8 @@ use crate::volume::{LiveContent, PlannedPut, PlannedRow, Stable, VolumeError};
 
 /// How often a content that is being written is read again.
 const TORN_RETRIES: u32 = 3;
+/// Files up to this size are copied first, so that one that never rests is pushed all the same.
+const SNAPSHOT_MAX: u64 = 4 << 20;
 
 /// What is to be done for a row after its transfer.
 #[derive(Debug)]
@@ -258,13 +261,22 @@ impl Engine {
             }
             let Some(stable) = live.stable() else { continue };
             let (size, mtime) = live.stat().map_err(|e| Failed::Row(format!("cannot read the cache: {e}")))?;
-            let body = Body::File { file: Arc::clone(&live.file), size };
+            let snapshot = size <= SNAPSHOT_MAX;
+            let body = if snapshot {
+                match read_whole(Arc::clone(&live.file), size).await {
+                    Ok(bytes) if live.unchanged_since(stable) => Body::Bytes(bytes),
+                    Err(error) if live.unchanged_since(stable) => return Err(Failed::Row(error)),
+                    _ => continue,
+                }
+            } else {
+                Body::File { file: Arc::clone(&live.file), size }
+            };
             let digests = match digest(body.clone()).await {
                 Ok(digests) => digests,
                 Err(_) if !live.unchanged_since(stable) => continue,
                 Err(error) => return Err(Failed::Row(format!("cannot read the cache: {error}"))),
             };
-            if !live.unchanged_since(stable) {
+            if !snapshot && !live.unchanged_since(stable) {
                 continue;
             }
             let put = PlannedPut { mtime, ..put.clone() };
@@ -274,9 +286,13 @@ impl Engine {
                 done.read = keep_while_open(live, stable);
                 return Ok(());
             }
-            let outcome = self.send(done, &put, body, &digests, looked.clone()).await?;
+            let outcome = match self.send(done, &put, body, &digests, looked.clone()).await {
+                // The store refuses bytes that are not what was hashed.
+                Err(Failed::Row(_)) if !live.unchanged_since(stable) && attempt + 1 < TORN_RETRIES => continue,
+                outcome => outcome?,
+            };
             // Only bytes that stood still from hash to answer may get an entry.
-            if live.unchanged_since(stable) || matches!(outcome, Verdict::Conflict) {
+            if snapshot || live.unchanged_since(stable) || matches!(outcome, Verdict::Conflict) {
                 done.verdict = outcome;
                 done.read = keep_while_open(live, stable);
                 self.uploaded.fetch_add(size, Ordering::Relaxed);
@@ -295,13 +311,12 @@ impl Engine {
         looked: Option<BaseVersion>,
     ) -> Result<Verdict, Failed> {
         let Some(expect) = self.expect(&done.row, looked).await? else { return Ok(Verdict::Conflict) };
-        let previous = done.row.upload.as_ref().filter(|m| m.sha256 == digests.sha256 && m.size == digests.size);
-        let id = previous.map_or_else(|| uuid::Uuid::new_v4().to_string(), |mark| mark.id.clone());
+        // One id until the row is settled: whatever state of the file an upload of ours left there is ours to replace.
+        let id = done.row.upload.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |mark| mark.id.clone());
         let mark = UploadMark { id: id.clone(), sha256: digests.sha256.clone(), size: digests.size };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(Verdict::Again);
         }
-        // If the file is written meanwhile, the next attempt finds this upload and replaces it.
         done.row.upload = Some(mark);
         let mut request =
             Upload { key: done.row.path.to_string(), body, digests: digests.clone(), upload_id: id.clone(), expect };
@@ -461,14 +476,29 @@ fn job_of(row: &PlannedRow) -> Job {
     Job { writes, copies_from }
 }
 
-/// A content that somebody else has open can still change before its row is settled. One that nobody has open cannot: an
-/// open for writing gives the row a new generation.
+/// A content that somebody else has open can still change before its row is settled, or has changed. One that nobody has
+/// open cannot: an open for writing gives the row a new generation.
 fn keep_while_open(live: &Arc<LiveContent>, stable: Stable) -> Option<(Arc<LiveContent>, Stable)> {
-    (live.handles() > 1).then(|| (Arc::clone(live), stable))
+    // In this order: who closes it after the first look has done all writing before the second.
+    let others = live.handles() > 1;
+    (others || !live.unchanged_since(stable)).then(|| (Arc::clone(live), stable))
+}
+
+async fn read_whole(file: Arc<std::fs::File>, size: u64) -> Result<bytes::Bytes, String> {
+    let read = move || {
+        let mut buffer = vec![0; usize::try_from(size).unwrap_or(0)];
+        file.read_exact_at(&mut buffer, 0).map(|()| bytes::Bytes::from(buffer))
+    };
+    let result = tokio::task::spawn_blocking(read).await.map_err(|e| e.to_string())?;
+    result.map_err(|e| format!("cannot read the cache: {e}"))
 }
 
 /// The version in the bucket that has these bytes under this name already.
 fn same_bytes(done: &Transferred, put: &PlannedPut, digests: &Digests) -> Option<Version> {
+    if done.row.upload.is_some() {
+        // An upload that was not settled may have replaced it.
+        return None;
+    }
     let fits = |entry: &Entry| entry.size == digests.size && entry.sha256.as_deref() == Some(&digests.sha256);
     if let Some(origin) = put.origin.as_ref().filter(|o| o.key == done.row.path.as_str() && fits(&o.entry)) {
         return Some(origin.clone());
