@@ -3,7 +3,7 @@
 //!
 //! Depends on `tree`, `cache` and `datastore`; makes no request. Invariants: every operation is one transaction of
 //! state.db, committed before memory changes and before the caller is answered; nothing is removed from disk that a row
-//! still names. Lock order: [`Volume::inner`] (the volume lock) before the state lock of one [`LiveContent`]; neither is
+//! still names. Lock order: `Volume::inner` (the volume lock) before the state lock of one [`LiveContent`]; neither is
 //! held across a network wait or a kernel notification.
 
 mod attributes;

@@ -183,7 +183,9 @@ impl Volume {
             }
             return Err(error);
         }
-        let remote = Remote { size: bytes.len() as u64, mtime: now_nanos(), executable: false };
+        // The time that a push records: of the file, not of this moment.
+        let (size, mtime) = super::attributes::file_stat(&file).map_err(VolumeError::content("stat"))?;
+        let remote = Remote { size, mtime, executable: false };
         let content = Content { id: Some(id), remote };
         let data = if kind == Kind::Symlink { NodeData::Symlink(content) } else { NodeData::File(content) };
         let ino = inner.tree.insert(parent, name, data);
