@@ -80,12 +80,12 @@ async fn an_upload_never_replaces_what_it_did_not_expect() {
 #[tokio::test]
 async fn a_base_is_found_only_where_the_object_looks_like_the_entry() {
     let store = MemoryStore::new();
-    assert!(matches!(head_base(&*store, "f", &entry("one")).await, Ok(BaseVersion::Missing)));
+    assert!(matches!(head_base(&*store, "f", &entry("one"), None).await, Ok(BaseVersion::Missing)));
     send(&store, "one", "id", Expect::Absent).await;
-    assert!(matches!(head_base(&*store, "f", &entry("one")).await, Ok(BaseVersion::Found(_))));
-    assert!(matches!(head_base(&*store, "f", &entry("longer")).await, Ok(BaseVersion::Different(_))));
+    assert!(matches!(head_base(&*store, "f", &entry("one"), None).await, Ok(BaseVersion::Found(_))));
+    assert!(matches!(head_base(&*store, "f", &entry("longer"), None).await, Ok(BaseVersion::Different(_))));
     let other_hash = Entry { sha256: Some("0".repeat(64)), ..entry("one") };
-    assert!(matches!(head_base(&*store, "f", &other_hash).await, Ok(BaseVersion::Different(_))));
+    assert!(matches!(head_base(&*store, "f", &other_hash, None).await, Ok(BaseVersion::Different(_))));
 }
 
 #[tokio::test]

@@ -60,6 +60,11 @@ impl CacheError {
         move |source| Self::Io { operation, path, source }
     }
 
+    /// Whether a file does not exist (as opposed to any other failure).
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    }
+
     /// Whether the disk is full.
     pub fn is_no_space(&self) -> bool {
         match self {

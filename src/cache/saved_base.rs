@@ -18,8 +18,9 @@ pub struct BaseRecord {
     pub number: u64,
     /// Fingerprint of the index object, from the response that carried these bytes or from our own PUT of them.
     pub fingerprint: Option<String>,
-    /// The store's clock when it answered, in seconds since the epoch: objects of this index are not younger.
-    pub server_date: Option<i64>,
+    /// When the index was written, by the store's clock, in seconds since the epoch: objects of its entries are not
+    /// younger.
+    pub written_at: Option<i64>,
     /// There is no index yet: this one was made from a listing.
     #[serde(default)]
     pub discovered: bool,

@@ -40,6 +40,11 @@ pub fn classify(path: &str) -> NameClass {
     if at_root || anywhere { NameClass::LocalOnly } else { NameClass::Synced }
 }
 
+/// Whether a file of this name (its last component) can be internal anywhere.
+pub fn may_be_internal(name: &str) -> bool {
+    is_internal(name)
+}
+
 /// Whether a name must not cross the sync boundary.
 pub fn is_internal(path: &str) -> bool {
     classify(path) != NameClass::Synced
@@ -47,7 +52,7 @@ pub fn is_internal(path: &str) -> bool {
 
 /// Whether a file is rewritten in the bucket without an update of its entry, so that its size may differ from the entry's.
 pub fn is_rewritten_in_place(path: &str) -> bool {
-    path == ".catalog-export.json"
+    path == CATALOG_EXPORT
 }
 
 /// Whether discovery leaves a listed object out (besides namespaces): internal names, other tools' directories and

@@ -49,8 +49,8 @@ pub struct RemoteIndex {
     pub bytes: Bytes,
     /// The fingerprint that came with these bytes.
     pub fingerprint: Option<Fingerprint>,
-    /// The store's clock.
-    pub server_date: Option<OffsetDateTime>,
+    /// When it was written, by the store's clock: objects that its entries speak of are not younger.
+    pub written_at: Option<OffsetDateTime>,
 }
 
 /// An index that was written.
@@ -60,8 +60,8 @@ pub struct WrittenIndex {
     pub fingerprint: Option<Fingerprint>,
     /// The bytes that were written.
     pub bytes: Bytes,
-    /// The store's clock.
-    pub server_date: Option<OffsetDateTime>,
+    /// When it was written, by the store's clock.
+    pub written_at: Option<OffsetDateTime>,
 }
 
 /// Reads the index, unless it still has the `known` fingerprint.
@@ -86,8 +86,8 @@ pub async fn read_index(store: &dyn ObjectStore, known: Option<&Fingerprint>) ->
         return Err(StoreError::new(StoreErrorKind::Server, "read", INDEX_KEY, message).into());
     }
     let index = parse_elsewhere(bytes.clone()).await?;
-    let (fingerprint, server_date) = (info.fingerprint, info.server_date);
-    Ok(IndexRead::Present(RemoteIndex { index, bytes, fingerprint, server_date }))
+    let (fingerprint, written_at) = (info.fingerprint, info.last_modified);
+    Ok(IndexRead::Present(RemoteIndex { index, bytes, fingerprint, written_at }))
 }
 
 /// Parses where a hundred megabytes of JSON keep no other task waiting.
@@ -183,7 +183,7 @@ pub async fn write_index(
     request.md5 = Some(Md5::digest(&bytes).into());
     lock.check()?;
     match store.put(request).await {
-        Ok(stored) => Ok(WrittenIndex { fingerprint: stored.fingerprint, bytes, server_date: stored.server_date }),
+        Ok(stored) => Ok(WrittenIndex { fingerprint: stored.fingerprint, bytes, written_at: stored.server_date }),
         // With If-Match some stores answer that the object is gone instead.
         Err(error) if error.is_precondition() || error.is_not_found() => Err(DatastoreError::Changed),
         Err(error) => Err(error.into()),

@@ -221,17 +221,17 @@ impl SwampFs {
             Ok(live) => live,
             Err(error) => return reply.error(of_volume(&error)),
         };
-        let engine = Arc::clone(&self.engine);
+        let in_use = self.volume.in_use(&live);
         let answer = move |reply: ReplyData| {
-            let size = live.stat().map_or(0, |(size, _)| size);
-            read_here(&live.file, &(0..size), reply);
+            match live.stat() {
+                Ok((size, _)) => read_here(&live.file, &(0..size), reply),
+                Err(error) => reply.error(of_io(&error)),
+            }
+            drop(in_use);
         };
-        if self.volume.live(ino).is_none_or(|live| live.is_complete()) {
-            return answer(reply);
-        }
-        let volume = Arc::clone(&self.volume);
+        let Some(live) = self.volume.live(ino).filter(|live| !live.is_complete()) else { return answer(reply) };
+        let engine = Arc::clone(&self.engine);
         self.runtime.spawn(async move {
-            let Some(live) = volume.live(ino) else { return answer(reply) };
             match engine.ensure_all(&live).await {
                 Ok(()) => answer(reply),
                 Err(error) => reply.error(of_fetch(&error)),

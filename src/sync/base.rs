@@ -25,11 +25,17 @@ pub enum BaseVersion {
     Different(ObjectInfo),
 }
 
-/// Looks for the version of an entry's object. See the module's invariant for what the caller has to check afterwards.
+/// Looks for the version of an entry's object. `index_written_at` is when the index with the entry was written, by the
+/// store's clock, in seconds since the epoch, where known. See the module's invariant for what the caller has to check afterwards.
 ///
 /// # Errors
 /// Every failure but "no such object".
-pub async fn head_base(store: &dyn ObjectStore, key: &str, entry: &Entry) -> Result<BaseVersion, StoreError> {
+pub async fn head_base(
+    store: &dyn ObjectStore,
+    key: &str,
+    entry: &Entry,
+    index_written_at: Option<i64>,
+) -> Result<BaseVersion, StoreError> {
     let info = match store.head(key).await {
         Ok(info) => info,
         Err(error) if error.is_not_found() => return Ok(BaseVersion::Missing),
@@ -39,9 +45,35 @@ pub async fn head_base(store: &dyn ObjectStore, key: &str, entry: &Entry) -> Res
         (Some(stored), Some(listed)) => stored != listed,
         _ => false,
     };
-    match &info.fingerprint {
-        Some(fingerprint) if info.size == entry.size && !hash_differs => Ok(BaseVersion::Found(fingerprint.clone())),
-        _ => Ok(BaseVersion::Different(info)),
+    let Some(fingerprint) = info.fingerprint.clone().filter(|_| info.size == entry.size && !hash_differs) else {
+        return Ok(BaseVersion::Different(info));
+    };
+    let younger = match (info.last_modified, index_written_at) {
+        (Some(object), Some(index)) => object.unix_timestamp() > index,
+        _ => false,
+    };
+    // Younger than the index: an upload whose entry is still on its way, unless its bytes are those of the entry (a bucket
+    // that was copied object by object has younger objects everywhere).
+    let stored_hash = info.metadata.get(META_SHA256);
+    if younger && stored_hash.is_none() && !has_hash(store, key, &fingerprint, entry).await? {
+        return Ok(BaseVersion::Different(info));
+    }
+    Ok(BaseVersion::Found(fingerprint))
+}
+
+/// Whether one version of an object has the hash of an entry; large ones are not read, and do not count.
+async fn has_hash(
+    store: &dyn ObjectStore,
+    key: &str,
+    version: &Fingerprint,
+    entry: &Entry,
+) -> Result<bool, StoreError> {
+    let Some(expected) = entry.sha256.as_deref().filter(|_| entry.size <= MAX_COMPARE) else { return Ok(false) };
+    match store.get(GetRequest::whole(key).with(Condition::IfMatch(version.clone()))).await {
+        Ok(Fetched::Object { body, .. }) => Ok(hash::digest_stream(body).await?.1.eq_ignore_ascii_case(expected)),
+        Ok(Fetched::NotModified) => Ok(false),
+        Err(error) if error.is_precondition() || error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

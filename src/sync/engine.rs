@@ -78,7 +78,9 @@ pub struct Engine {
     pub(super) index_gate: tokio::sync::Mutex<()>,
     /// Held by the push that is under way.
     pub(super) push_gate: tokio::sync::Mutex<super::push::PushState>,
-    pub(super) refreshes: AtomicU64,
+    /// Number of the last refresh that began, and of the last that succeeded.
+    pub(super) refreshes_begun: AtomicU64,
+    pub(super) refreshed: AtomicU64,
     pub(super) uploaded: AtomicU64,
     pub(super) closing: AtomicBool,
     /// The last look at the index failed.
@@ -114,7 +116,8 @@ impl Engine {
             notifications: Notifications::start(),
             index_gate: tokio::sync::Mutex::default(),
             push_gate: tokio::sync::Mutex::default(),
-            refreshes: AtomicU64::new(0),
+            refreshes_begun: AtomicU64::new(0),
+            refreshed: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             index_in_doubt: AtomicBool::new(false),

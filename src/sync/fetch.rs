@@ -59,6 +59,7 @@ impl Engine {
     /// # Errors
     /// When it cannot be had; the reason was noted.
     pub async fn ensure(self: &Arc<Self>, live: &Arc<LiveContent>, range: Range<u64>) -> Result<(), FetchError> {
+        let _use = self.volume.in_use(live);
         let mut progress = live.watch();
         let seen = live.state().failure.0;
         loop {
@@ -76,6 +77,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::ensure`].
     pub async fn ensure_all(self: &Arc<Self>, live: &Arc<LiveContent>) -> Result<(), FetchError> {
+        let _use = self.volume.in_use(live);
         let mut progress = live.watch();
         let seen = live.state().failure.0;
         loop {
@@ -120,7 +122,9 @@ impl Engine {
             if state.version_gone {
                 return Err(FetchError::Stale);
             }
-            if state.failure.0 > seen {
+            let mut parts: Vec<_> = gaps.into_iter().flat_map(|gap| not_in_flight(gap, &state.in_flight)).collect();
+            // Somebody else's failure is ours only if what we wait for is not under way any more.
+            if state.failure.0 > seen && (!parts.is_empty() || state.in_flight.is_empty()) {
                 let reason = state.failure.1.clone().unwrap_or_else(|| "failed".into());
                 return Err(if state.unreachable {
                     FetchError::Unreachable(reason)
@@ -128,7 +132,6 @@ impl Engine {
                     FetchError::Failed(reason)
                 });
             }
-            let mut parts: Vec<_> = gaps.into_iter().flat_map(|gap| not_in_flight(gap, &state.in_flight)).collect();
             if state.in_flight.is_empty() && parts.is_empty() {
                 // All is here but not compared with the hash yet (an earlier process ended before it could), or the entry
                 // says that there is nothing and the object decides.

@@ -91,8 +91,8 @@ pub struct Committed {
     pub bytes: Bytes,
     /// Its fingerprint: from our PUT, or from the GET of these bytes.
     pub fingerprint: Option<Fingerprint>,
-    /// The store's clock when it answered.
-    pub server_date: Option<time::OffsetDateTime>,
+    /// When it was written, by the store's clock.
+    pub written_at: Option<time::OffsetDateTime>,
     /// Of each row, in order.
     pub outcomes: Vec<RowOutcome>,
     /// Whether the index had to be written.
@@ -134,16 +134,16 @@ pub async fn commit(
             && !read.index.was_scrubbed()
         {
             let (bytes, fingerprint) = (read.bytes.clone(), read.fingerprint.clone());
-            let server_date = read.server_date;
-            return Ok(Committed { index, bytes, fingerprint, server_date, outcomes, wrote: undecided });
+            let written_at = read.written_at;
+            return Ok(Committed { index, bytes, fingerprint, written_at, outcomes, wrote: undecided });
         }
         rewrite_derived_shards(store, lock, &changed).await?;
         index.set_last_pulled(&timestamp::format_nanos(timestamp::now_nanos()));
         let replaces = there.as_ref().and_then(|read| read.fingerprint.as_ref());
         match write_index(store, lock, &index, replaces, unconditional).await {
             Ok(written) => {
-                let WrittenIndex { bytes, fingerprint, server_date } = written;
-                return Ok(Committed { index, bytes, fingerprint, server_date, outcomes, wrote: true });
+                let WrittenIndex { bytes, fingerprint, written_at } = written;
+                return Ok(Committed { index, bytes, fingerprint, written_at, outcomes, wrote: true });
             }
             Err(DatastoreError::Changed) => {}
             Err(DatastoreError::Store(error)) if error.kind == StoreErrorKind::Undecided => undecided = true,

@@ -17,15 +17,16 @@ impl Engine {
     /// # Errors
     /// Store errors, an index that does not parse or vanished, disk errors. The view is as it was then.
     pub async fn refresh(&self) -> Result<(), SyncError> {
-        let before = self.refreshes.load(Ordering::SeqCst);
+        let before = self.refreshes_begun.load(Ordering::SeqCst);
         let _gate = self.index_gate.lock().await;
-        // Somebody else's refresh began and ended while this one waited: it saw everything this one would.
-        if self.refreshes.load(Ordering::SeqCst) > before + 1 {
+        // A refresh that began and succeeded while this one waited saw everything this one would.
+        if self.refreshed.load(Ordering::SeqCst) > before {
             return Ok(());
         }
-        self.refreshes.fetch_add(1, Ordering::SeqCst);
+        let mine = self.refreshes_begun.fetch_add(1, Ordering::SeqCst) + 1;
         match self.refresh_now().await {
             Ok(()) => {
+                self.refreshed.store(mine, Ordering::SeqCst);
                 self.note_contact("refresh");
                 self.index_in_doubt.store(false, Ordering::SeqCst);
                 Ok(())
@@ -69,7 +70,7 @@ impl Engine {
                 index: Arc::new(remote.index),
                 bytes: remote.bytes,
                 fingerprint: remote.fingerprint,
-                server_date: remote.server_date,
+                written_at: remote.written_at,
                 discovered: false,
             })),
             IndexRead::Missing if base.record.as_ref().is_some_and(|r| !r.discovered) => {
@@ -82,7 +83,7 @@ impl Engine {
                 }
                 let bytes = index.to_bytes().into();
                 let index = Arc::new(index);
-                Ok(Some(NewBase { index, bytes, fingerprint: None, server_date: None, discovered: true }))
+                Ok(Some(NewBase { index, bytes, fingerprint: None, written_at: None, discovered: true }))
             }
         }
     }

@@ -41,6 +41,11 @@ impl Tree {
         self.nodes.get_mut(&ino)
     }
 
+    /// All nodes, in no order.
+    pub fn nodes(&self) -> impl Iterator<Item = (Ino, &Node)> {
+        self.nodes.iter().map(|(ino, node)| (*ino, node))
+    }
+
     /// The child of a directory.
     pub fn child(&self, parent: Ino, name: &str) -> Option<Ino> {
         self.nodes.get(&parent)?.children()?.get(name).copied()

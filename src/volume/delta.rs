@@ -3,8 +3,10 @@
 //! Invariant: memory changes only after the commit succeeded, so a full disk leaves everything as it was.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::inner::Inner;
+use super::live::{LiveContent, Stable};
 use super::{Result, VolumeError};
 use crate::cache::ContentId;
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, NodeRow, PendingDelete, Version};
@@ -18,6 +20,8 @@ pub(super) struct Changes {
     contents: HashMap<ContentId, Option<ContentRow>>,
     pending_deletes: HashMap<String, Option<PendingDelete>>,
     base: Option<crate::cache::saved_base::BaseRecord>,
+    versions: Vec<(Arc<LiveContent>, Version)>,
+    carried: Vec<(Arc<LiveContent>, Stable)>,
 }
 
 impl Changes {
@@ -45,6 +49,18 @@ impl Changes {
 
     pub fn pending_delete(&mut self, key: &str, row: Option<PendingDelete>) -> &mut Self {
         self.pending_deletes.insert(key.to_owned(), row);
+        self
+    }
+
+    /// An open content has this version, once the rows say so too. A pin that a request set meanwhile stays.
+    pub fn live_version(&mut self, live: &Arc<LiveContent>, version: Version) -> &mut Self {
+        self.versions.push((Arc::clone(live), version));
+        self
+    }
+
+    /// A push carried the bytes of that moment away, once the rows say so too.
+    pub fn carried(&mut self, live: &Arc<LiveContent>, stable: Stable) -> &mut Self {
+        self.carried.push((Arc::clone(live), stable));
         self
     }
 
@@ -103,6 +119,18 @@ impl Inner {
                 Some(row) => self.pending_deletes.insert(key, row),
                 None => self.pending_deletes.remove(&key),
             };
+        }
+        for (live, mut version) in changes.versions {
+            let mut state = live.state();
+            if version.fingerprint.is_none()
+                && let Some(known) = state.version.as_ref().filter(|v| v.key == version.key && v.entry == version.entry)
+            {
+                version.fingerprint = known.fingerprint.clone();
+            }
+            state.version = Some(version);
+        }
+        for (live, stable) in changes.carried {
+            live.clean_if_unchanged(stable);
         }
         Ok(())
     }

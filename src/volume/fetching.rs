@@ -25,7 +25,31 @@ pub struct Census {
     pub shadowed: BTreeMap<String, String>,
 }
 
+/// Counts as an open handle: while somebody waits for a content, it is not closed.
+pub struct InUse {
+    volume: Arc<Volume>,
+    live: Arc<LiveContent>,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.live.drop_handle();
+        self.volume.fetched(&self.live);
+    }
+}
+
 impl Volume {
+    /// Keeps a content open for as long as the answer lives.
+    pub fn in_use(self: &Arc<Self>, live: &Arc<LiveContent>) -> InUse {
+        live.add_handle();
+        InUse { volume: Arc::clone(self), live: Arc::clone(live) }
+    }
+
+    /// When the index in view was written, by the store's clock, in seconds since the epoch.
+    pub fn index_written_at(&self) -> Option<i64> {
+        self.lock().base.record.as_ref()?.written_at
+    }
+
     /// The relative path of an inode, if it has a name.
     pub fn path_of(&self, ino: Ino) -> Option<String> {
         self.lock().tree.path(ino)
@@ -95,9 +119,11 @@ impl Volume {
     pub fn census(&self) -> Census {
         let inner = self.lock();
         let mut census = Census { shadowed: inner.shadowed.clone(), ..Census::default() };
-        for (path, ino) in inner.tree.files_below(crate::tree::ROOT) {
-            let Some(content) = inner.tree.get(ino).and_then(|n| n.content()) else { continue };
-            census.local_only += u64::from(!Inner::is_synced(&path));
+        for (ino, node) in inner.tree.nodes().filter(|(_, node)| node.linked) {
+            let Some(content) = node.content() else { continue };
+            if crate::datastore::names::may_be_internal(&node.name) {
+                census.local_only += u64::from(inner.tree.path(ino).is_some_and(|path| !Inner::is_synced(&path)));
+            }
             let Some(id) = content.id else { continue };
             let present = match inner.live.get(&id) {
                 Some(live) => {

@@ -122,7 +122,7 @@ impl Volume {
                     inner.live.insert(id, Arc::clone(&live));
                     return Ok(live);
                 }
-                Err(error) if inner.version_of(ino).is_none() => return Err(error.into()),
+                Err(error) if !error.is_not_found() || self.has_own_bytes(inner, ino) => return Err(error.into()),
                 Err(error) => tracing::warn!(%error, "a cached content is missing and will be fetched again"),
             }
         }
@@ -141,6 +141,13 @@ impl Volume {
             self.stamp_mtime(inner, ino, &live);
         }
         Ok(live)
+    }
+
+    /// Whether a file's bytes are, or may be, only here.
+    fn has_own_bytes(&self, inner: &Inner, ino: Ino) -> bool {
+        let row = inner.tree.path(ino).and_then(|path| inner.deltas.get(&path));
+        let suspect = row.is_some_and(|row| matches!(row.delta, Delta::Put { suspect: true, .. }));
+        suspect || inner.version_of(ino).is_none()
     }
 
     /// Records, before the first byte, that the content may change.

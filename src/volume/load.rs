@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::attributes::file_stat;
+use super::delta::Changes;
 use super::inner::{Base, Inner, Stamp};
 use super::{Result, Volume};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, NodeRow};
@@ -51,22 +52,30 @@ impl Volume {
         let loaded = db.load()?;
         let stamp = db.meta("reference")?;
 
+        let ids = contents.ids()?;
+        // Also the ids of rows that are forgotten below: one id never stands for two contents.
+        let known = loaded.contents.iter().map(|(id, _)| *id).chain(loaded.nodes.iter().filter_map(|n| n.content));
+        let next_content = ids.iter().copied().chain(known).map(|id| id.0).max().unwrap_or(0);
         let mut builder = Builder {
             contents: &contents,
             rows: loaded.contents.into_iter().collect(),
             deltas: loaded.deltas.into_iter().collect(),
             tree: Tree::default(),
             base: &base.index,
+            shadowed: BTreeMap::new(),
+            blocked: Vec::new(),
+            forgotten: Vec::new(),
         };
-        builder.base_entries();
-        builder.directories(&loaded.nodes);
-        builder.files(loaded.nodes);
+        // What is only here comes first: an entry of the base never takes its place away.
+        let (local, cached) = builder.split(loaded.nodes);
+        builder.directories(&local);
+        builder.local_files(local);
         builder.origin_only_puts();
-        let Builder { rows, deltas, tree, .. } = builder;
+        builder.base_entries();
+        builder.cached_files(cached);
+        let Builder { rows, deltas, tree, shadowed, blocked, forgotten, .. } = builder;
 
         let now = Instant::now();
-        let ids = contents.ids()?;
-        let next_content = ids.iter().chain(rows.keys()).map(|id| id.0).max().unwrap_or(0);
         let inner = Inner {
             tree,
             db,
@@ -80,7 +89,7 @@ impl Volume {
             doomed: Vec::new(),
             next_content,
             read_only: options.read_only.then(|| "mounted with --read-only".to_owned()),
-            shadowed: BTreeMap::new(),
+            shadowed,
         };
         let volume = Self {
             options,
@@ -90,11 +99,37 @@ impl Volume {
             changed: tokio::sync::Notify::new(),
             fetched: tokio::sync::Notify::new(),
         };
+        volume.forget_rows(forgotten)?;
+        volume.place_blocked(blocked)?;
         volume.collect_garbage(&ids);
         volume.reconcile(stamp)?;
         volume.reference.mark_lazy()?;
         volume.record_reference_stamp()?;
         Ok(volume)
+    }
+
+    /// Rows of cached files that the base does not describe any more.
+    fn forget_rows(&self, forgotten: Vec<(Option<String>, Option<ContentId>)>) -> Result<()> {
+        let mut changes = Changes::default();
+        for (path, content) in forgotten {
+            if let Some(path) = path {
+                changes.node(&path, None);
+            }
+            if let Some(id) = content {
+                changes.content(id, None);
+            }
+        }
+        self.lock().commit(changes)
+    }
+
+    /// Entries whose directory is an unpushed file here: the directory keeps the name, the file moves aside.
+    fn place_blocked(&self, blocked: Vec<RelPath>) -> Result<()> {
+        let mut inner = self.lock();
+        for path in blocked {
+            let Some(entry) = inner.base_entry(path.as_str()).cloned() else { continue };
+            self.insert_remote(&mut inner, &path, super::rebase::remote_file(&entry), None, &mut Vec::new())?;
+        }
+        Ok(())
     }
 
     /// Contents without a row: a process ended between making the file and recording it, or between the two of a removal.
@@ -149,16 +184,36 @@ struct Builder<'a> {
     deltas: BTreeMap<String, DeltaRow>,
     tree: Tree,
     base: &'a Index,
+    shadowed: BTreeMap<String, String>,
+    /// Entries with an unpushed file in the way of their directories.
+    blocked: Vec<RelPath>,
+    /// Rows that describe nothing any more.
+    forgotten: Vec<(Option<String>, Option<ContentId>)>,
 }
 
 impl Builder<'_> {
+    /// Rows of what is only here (unpushed, local-only, directories), and rows of what the base has too.
+    fn split(&self, nodes: Vec<NodeRow>) -> (Vec<NodeRow>, Vec<NodeRow>) {
+        nodes.into_iter().partition(|row| {
+            let put = matches!(self.deltas.get(&row.path), Some(DeltaRow { delta: Delta::Put { .. }, .. }));
+            row.kind == Kind::Dir || put || !Inner::is_synced(&row.path)
+        })
+    }
+
     fn base_entries(&mut self) {
         for (path, entry) in self.base.entries() {
             if self.deltas.contains_key(path.as_str()) {
                 continue;
             }
-            if let Ok(parent) = self.tree.make_dirs(path.parent().unwrap_or("")) {
-                self.tree.insert(parent, path.name(), super::rebase::remote_file(entry));
+            match self.tree.make_dirs(path.parent().unwrap_or("")) {
+                Err(_) => self.blocked.push(path.clone()),
+                Ok(parent) if self.tree.child(parent, path.name()).is_some() => {
+                    let reason = "a directory on this machine has the same name".to_owned();
+                    self.shadowed.insert(path.to_string(), reason);
+                }
+                Ok(parent) => {
+                    self.tree.insert(parent, path.name(), super::rebase::remote_file(entry));
+                }
             }
         }
         let marked: Vec<RelPath> = self.base.marked_directories().collect();
@@ -184,16 +239,17 @@ impl Builder<'_> {
         }
     }
 
-    fn files(&mut self, nodes: Vec<NodeRow>) {
+    fn local_files(&mut self, nodes: Vec<NodeRow>) {
         for row in nodes.into_iter().filter(|row| row.kind != Kind::Dir) {
-            let unsynced = !Inner::is_synced(&row.path);
-            let put = matches!(self.deltas.get(&row.path), Some(DeltaRow { delta: Delta::Put { .. }, .. }));
             let content = row.content.filter(|id| self.rows.contains_key(id));
-            if put || unsynced {
-                self.local_file(row, content);
-            } else {
-                self.cached_file(row, content);
-            }
+            self.local_file(row, content);
+        }
+    }
+
+    fn cached_files(&mut self, nodes: Vec<NodeRow>) {
+        for row in nodes {
+            let content = row.content.filter(|id| self.rows.contains_key(id));
+            self.cached_file(row, content);
         }
     }
 
@@ -227,21 +283,27 @@ impl Builder<'_> {
 
     /// A file of the base with something local about it.
     fn cached_file(&mut self, row: NodeRow, content: Option<ContentId>) {
-        let Some(entry) = self.base.get(&row.path) else { return self.forget(content) };
+        let there = self.tree.find(&row.path).is_some_and(|ino| self.tree.kind(ino) != Some(Kind::Dir));
+        let Some(entry) = self.base.get(&row.path).filter(|_| there) else {
+            self.forget(content);
+            return self.forgotten.push((Some(row.path), row.content));
+        };
         let content =
             content.filter(|id| self.rows.get(id).and_then(|r| r.version.as_ref()).is_some_and(|v| v.entry == *entry));
         let mut remote = Remote::of(entry);
         if let Some(stamp) = content.and_then(|id| self.rows.get(&id)).and_then(|r| r.stamp) {
             remote.mtime = stamp.mtime;
         }
-        if content.is_none() {
+        if content.is_none() && row.content.is_some() {
             self.forget(row.content);
+            // Owner and attributes stay with the name.
+            let node = row.attrs.is_empty().then(|| row.path.clone());
+            self.forgotten.push((node, row.content));
         }
         self.place(row, Content { id: content, remote });
     }
 
     fn forget(&mut self, content: Option<ContentId>) {
-        // The row stays in state.db until the path changes; the file is collected with it at the next start.
         if let Some(id) = content {
             self.rows.remove(&id);
         }

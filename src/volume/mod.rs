@@ -23,7 +23,7 @@ mod rename;
 
 pub use attributes::{SetAttributes, Stat};
 pub use error::VolumeError;
-pub use fetching::Census;
+pub use fetching::{Census, InUse};
 pub use files::{Handle, OpenOutcome, OpenRequest};
 pub use live::{FetchState, LiveContent, Stable};
 pub use load::VolumeOptions;

@@ -3,7 +3,7 @@
 //! Part of the volume; the requests in between are the business of `sync::push`. Invariant: a delta is cleared only when
 //! its generation and its content are still what the push saw; otherwise it stays and replaces what was pushed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -151,7 +151,7 @@ impl Volume {
             chosen.extend(dragged.into_iter().map(|(path, _)| path));
         }
         let rows = chosen.into_iter().filter_map(|path| self.planned_row(&inner, path)).collect();
-        let deletes = inner.pending_deletes.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let deletes = Self::deletable_locked(&inner);
         PushPlan { rows, deletes }
     }
 
@@ -254,17 +254,6 @@ impl Volume {
         Ok(true)
     }
 
-    /// Whether somebody here still reads or copies from an object that is to be deleted: the deletion waits.
-    pub fn is_needed(&self, key: &str) -> bool {
-        let inner = self.lock();
-        let copied = |row: &DeltaRow| matches!(&row.delta, Delta::Put { origin: Some(o), .. } if o.key == key);
-        inner.deltas.values().any(copied)
-            || inner.live.values().any(|live| {
-                let state = live.state();
-                live.handles() > 0 && !state.complete && state.version.as_ref().is_some_and(|v| v.key == key)
-            })
-    }
-
     /// Remembers an object to delete later.
     ///
     /// # Errors
@@ -282,11 +271,16 @@ impl Volume {
         let same = row.as_ref().is_some_and(|row| row.generation == settled.generation);
         match &settled.outcome {
             Outcome::Put(version) => {
-                let unchanged = settled.read.as_ref().is_none_or(|(live, stable)| live.clean_if_unchanged(*stable));
+                let unchanged = settled.read.as_ref().is_none_or(|(live, stable)| live.unchanged_since(*stable));
                 let replaced = Replaced { entry: version.entry.clone(), fingerprint: version.fingerprint.clone() };
                 changes.pending_delete(path, None);
                 match row {
-                    Some(row) if same && unchanged => self.settle_put(inner, path, row, version, replaced, changes)?,
+                    Some(row) if same && unchanged => {
+                        if let Some((live, stable)) = &settled.read {
+                            changes.carried(live, *stable);
+                        }
+                        self.settle_put(inner, path, row, version, replaced, changes)?;
+                    }
                     Some(row) => {
                         // What was written since waits from now on, and the bytes it began with are replaced.
                         inner.stamps.remove(path);
@@ -305,9 +299,6 @@ impl Volume {
                         changes
                             .delta(path, Some(DeltaRow { generation, delta, replaces: Some(replaced), upload: None }));
                     }
-                }
-                if let Some(old) = &settled.copied {
-                    self.repoint(inner, old, version, changes);
                 }
             }
             // What is being written meanwhile must not go with an attribute: it stays, and meets the conflict rule.
@@ -343,44 +334,70 @@ impl Volume {
         }
     }
 
-    /// The bytes of `old` lie under another key now: what still points to the old one follows.
-    fn repoint(&self, inner: &mut Inner, old: &Version, new: &Version, changes: &mut Changes) {
-        let same = |v: &Version| v.key == old.key && v.entry == old.entry;
-        let rows: Vec<(String, DeltaRow)> = inner
-            .deltas
-            .iter()
-            .filter(|(_, row)| matches!(&row.delta, Delta::Put { origin: Some(origin), .. } if same(origin)))
-            .map(|(path, row)| (path.clone(), row.clone()))
-            .collect();
-        for (path, row) in rows {
-            let Delta::Put { suspect, .. } = row.delta else { continue };
-            let delta = Delta::Put { origin: Some(new.clone()), suspect };
-            if changes.delta_of(&path).is_none() {
-                changes.delta(&path, Some(DeltaRow { delta, ..row }));
+    /// Objects that were copied lie under another key now: what still points to the old one follows.
+    pub(super) fn repoint(&self, inner: &Inner, settled: &[Settled], changes: &mut Changes) {
+        let mut moved: HashMap<&str, Vec<(&Version, &Version)>> = HashMap::new();
+        for one in settled {
+            if let (Some(old), Outcome::Put(new)) = (&one.copied, &one.outcome) {
+                moved.entry(&old.key).or_default().push((old, new));
+            }
+        }
+        if moved.is_empty() {
+            return;
+        }
+        let target = |v: &Version| {
+            moved.get(v.key.as_str())?.iter().find(|(old, _)| old.entry == v.entry).map(|(_, new)| (*new).clone())
+        };
+        for (path, row) in &inner.deltas {
+            if let Delta::Put { origin: Some(origin), suspect } = &row.delta
+                && changes.delta_of(path).is_none()
+                && let Some(new) = target(origin)
+            {
+                let delta = Delta::Put { origin: Some(new), suspect: *suspect };
+                changes.delta(path, Some(DeltaRow { delta, ..row.clone() }));
             }
         }
         for live in inner.live.values() {
-            let mut state = live.state();
-            if state.version.as_ref().is_some_and(same) {
-                state.version = Some(new.clone());
+            let new = live.state().version.as_ref().and_then(&target);
+            if let Some(new) = new {
+                changes.live_version(live, new);
             }
         }
-        let contents: Vec<_> = inner
-            .content_rows
-            .iter()
-            .filter(|(_, row)| row.version.as_ref().is_some_and(same))
-            .map(|(id, row)| (*id, ContentRow { version: Some(new.clone()), ..row.clone() }))
-            .collect();
-        for (id, row) in contents {
-            if changes.content_of(id).is_none() {
-                changes.content(id, Some(row));
+        for (id, row) in &inner.content_rows {
+            if changes.content_of(*id).is_none()
+                && let Some(new) = row.version.as_ref().and_then(&target)
+            {
+                changes.content(*id, Some(ContentRow { version: Some(new), ..row.clone() }));
             }
         }
     }
 
-    /// Objects that are to be deleted.
-    pub fn pending_deletes(&self) -> Vec<(String, PendingDelete)> {
-        self.lock().pending_deletes.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+    /// The version that a pending deletion of a key is about.
+    pub fn pending_delete_of(&self, key: &str) -> Option<Fingerprint> {
+        self.lock().pending_deletes.get(key)?.replaced.as_ref()?.fingerprint.clone()
+    }
+
+    /// Objects that can be deleted now: nobody here reads or copies from them any more.
+    pub fn deletable(&self) -> Vec<(String, PendingDelete)> {
+        Self::deletable_locked(&self.lock())
+    }
+
+    fn deletable_locked(inner: &Inner) -> Vec<(String, PendingDelete)> {
+        if inner.pending_deletes.is_empty() {
+            return Vec::new();
+        }
+        let mut needed: HashSet<String> = HashSet::new();
+        for row in inner.deltas.values() {
+            if let Delta::Put { origin: Some(origin), .. } = &row.delta {
+                needed.insert(origin.key.clone());
+            }
+        }
+        for live in inner.live.values().filter(|live| live.handles() > 0) {
+            let state = live.state();
+            needed.extend(state.version.as_ref().filter(|_| !state.complete).map(|v| v.key.clone()));
+        }
+        let free = inner.pending_deletes.iter().filter(|(key, _)| !needed.contains(*key));
+        free.map(|(key, row)| (key.clone(), row.clone())).collect()
     }
 
     /// Whether all bytes of a file are here.
@@ -401,7 +418,7 @@ impl Volume {
         let id = inner.tree.get(ino).and_then(|n| n.content()).and_then(|c| c.id);
         let live = id.and_then(|id| inner.live.get(&id)).cloned();
         if let Some(live) = &live {
-            live.state().version = Some(version.clone());
+            changes.live_version(live, version.clone());
         }
         if let Some(id) = id
             && let Some(known) = inner.content_rows.get(&id)

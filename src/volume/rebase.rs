@@ -15,7 +15,7 @@ use super::inner::{Base, Inner};
 use super::live::LiveContent;
 use super::pushing::{Outcome, Settled};
 use super::{Result, Volume};
-use crate::cache::rows::{ContentRow, Delta, DeltaRow, Version};
+use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, Version};
 use crate::cache::saved_base::{self, BaseRecord};
 use crate::cache::{ContentId, StateDb};
 use crate::datastore::{Entry, EntryKind, Index, RelPath, now_nanos};
@@ -31,8 +31,8 @@ pub struct NewBase {
     pub bytes: Bytes,
     /// Its fingerprint.
     pub fingerprint: Option<Fingerprint>,
-    /// The store's clock then.
-    pub server_date: Option<OffsetDateTime>,
+    /// When it was written, by the store's clock.
+    pub written_at: Option<OffsetDateTime>,
     /// There is no index yet: this one was made from a listing.
     pub discovered: bool,
 }
@@ -69,6 +69,7 @@ struct Work<'a> {
     dropped: Vec<ContentId>,
     pushed: HashSet<String>,
     moved: HashSet<String>,
+    pruned: Vec<String>,
     notices: Vec<Notice>,
 }
 
@@ -100,7 +101,9 @@ impl Volume {
         for settled in settled {
             work.settle(settled, &mut revealed)?;
         }
-        for path in changed.iter().chain(&revealed) {
+        self.repoint(work.inner, settled, &mut work.changes);
+        let mut seen: HashSet<&RelPath> = HashSet::new();
+        for path in changed.iter().chain(&revealed).filter(|path| seen.insert(path)) {
             work.apply(path, index.shown(path))?;
         }
         for path in marked {
@@ -154,7 +157,7 @@ impl Volume {
         let record = BaseRecord {
             number,
             fingerprint: new.fingerprint.as_ref().map(|f| f.as_str().to_owned()),
-            server_date: new.server_date.map(OffsetDateTime::unix_timestamp),
+            written_at: new.written_at.map(OffsetDateTime::unix_timestamp),
             discovered: new.discovered,
             confirmed_at: now_nanos(),
         };
@@ -212,6 +215,7 @@ impl<'a> Work<'a> {
             dropped: Vec::new(),
             pushed: HashSet::new(),
             moved: HashSet::new(),
+            pruned: Vec::new(),
             notices: Vec::new(),
         }
     }
@@ -224,7 +228,11 @@ impl<'a> Work<'a> {
             }
             Outcome::Removed { .. } | Outcome::Superseded => revealed.push(settled.path.clone()),
             Outcome::Conflict(to) => {
-                if let Some(ino) = self.inner.tree.find(settled.path.as_str()) {
+                let row = self.inner.deltas.get(settled.path.as_str());
+                let same = row.is_some_and(|row| row.generation == settled.generation);
+                let found = self.inner.tree.find(settled.path.as_str()).filter(|_| same);
+                // Something else has the name by now: the next push finds out about that.
+                if let Some(ino) = found.filter(|ino| self.inner.tree.kind(*ino) != Some(Kind::Dir)) {
                     rows_for_new_name(self.inner, ino, settled.path.as_str(), to.as_str(), &mut self.changes);
                     self.steps.push(TreeStep::Rename { ino, to: to.clone() });
                     self.moved.insert(settled.path.to_string());
@@ -311,15 +319,18 @@ impl<'a> Work<'a> {
         let version = Version { key: version.key, entry: entry.clone(), fingerprint: None };
         let live = self.inner.live.get(&id).cloned();
         if let Some(live) = &live {
-            live.state().version = Some(version.clone());
+            self.changes.live_version(live, version.clone());
         }
         let remote = Remote::of(entry);
         if let Some(row) = self.inner.content_rows.get(&id).cloned() {
             let stamp = row.stamp.map(|s| crate::cache::rows::FileStamp { mtime: remote.mtime, ..s });
             self.changes.content(id, Some(ContentRow { version: Some(version), stamp, ..row }));
         }
-        if self.inner.local_content(ino).is_some() {
-            self.volume.restamp(self.inner, id, remote.mtime)?;
+        if self.inner.local_content(ino).is_some()
+            && let Err(error) = self.volume.restamp(self.inner, id, remote.mtime)
+        {
+            tracing::warn!(%path, %error, "a cached content cannot be used; it will be fetched again");
+            return Ok(false);
         }
         self.steps.push(TreeStep::Refresh { ino, remote });
         self.notices.push(Notice::Inode(ino));
@@ -377,8 +388,12 @@ impl<'a> Work<'a> {
             self.inner.base = base;
         }
         for step in std::mem::take(&mut self.steps) {
-            self.step(step)?;
+            // The base is committed: one name that fails must not hide all others.
+            if let Err(error) = self.step(step) {
+                tracing::error!(%error, "a change of the bucket cannot be shown until the next mount");
+            }
         }
+        self.forget_pruned();
         for id in std::mem::take(&mut self.dropped) {
             self.volume.discard_unless_live(self.inner, id);
         }
@@ -426,6 +441,17 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
+    /// A directory that is gone takes its attributes along: its row would bring it back.
+    fn forget_pruned(&mut self) {
+        let mut changes = Changes::default();
+        for path in std::mem::take(&mut self.pruned) {
+            changes.node(&path, None);
+        }
+        if let Err(error) = self.inner.commit(changes) {
+            tracing::warn!(%error, "an empty directory comes back with the next mount");
+        }
+    }
+
     /// Removes directories that only existed for what was below them.
     fn prune(&mut self, mut dir: Ino) {
         while dir != ROOT {
@@ -434,6 +460,7 @@ impl<'a> Work<'a> {
                 return;
             }
             let (parent, name) = (node.parent, node.name.to_string());
+            self.pruned.extend(self.inner.tree.path(dir).filter(|_| node.attrs.is_some()));
             self.notices.push(Notice::Entry { parent, name });
             self.inner.tree.unlink(dir);
             dir = parent;

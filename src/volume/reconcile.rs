@@ -40,6 +40,8 @@ impl Volume {
             Ok(None) => Index::empty(),
             Err(error) => return Err(CacheError::io("read", "cache/.datastore-index.json")(error).into()),
         };
+        // A name leaves cache/ only when state.db durably has the file under another.
+        let mut leaving: Vec<RelPath> = Vec::new();
         let mut inner = self.lock();
         let ours = self.contents_by_inode(&inner)?;
         for (path, stat) in &walk.files {
@@ -47,10 +49,12 @@ impl Volume {
                 continue;
             }
             match ours.get(&stat.ino) {
-                Some(id) => self.check_own(&mut inner, path, stat, *id)?,
-                None => self.adopt(&mut inner, path, stat, &copy)?,
+                Some(id) => self.check_own(&mut inner, path, stat, *id, &mut leaving)?,
+                None => self.adopt(&mut inner, path, stat, &copy, &mut leaving)?,
             }
         }
+        inner.db.commit_durable()?;
+        leaving.iter().for_each(|path| self.reference.unlink(path.as_str()));
         Ok(())
     }
 
@@ -67,7 +71,14 @@ impl Volume {
     }
 
     /// One of our links: written in place it has become a change.
-    fn check_own(&self, inner: &mut Inner, path: &RelPath, stat: &FileStat, id: ContentId) -> Result<()> {
+    fn check_own(
+        &self,
+        inner: &mut Inner,
+        path: &RelPath,
+        stat: &FileStat,
+        id: ContentId,
+        leaving: &mut Vec<RelPath>,
+    ) -> Result<()> {
         let Some(row) = inner.content_rows.get(&id).cloned() else { return Ok(()) };
         let stamp = FileStamp { size: stat.size, mtime: stat.mtime_nanos };
         if row.stamp.is_none_or(|known| known == stamp) {
@@ -76,12 +87,19 @@ impl Volume {
         tracing::info!(%path, "changed in cache/ by another client; it will be pushed");
         let replaces = row.version.map(|v| Replaced { entry: v.entry, fingerprint: v.fingerprint });
         self.record_change(inner, path, id, replaces, stamp)?;
-        self.reference.unlink(path.as_str());
+        leaving.push(path.clone());
         Ok(())
     }
 
     /// A file that another client put there.
-    fn adopt(&self, inner: &mut Inner, path: &RelPath, stat: &FileStat, copy: &Index) -> Result<()> {
+    fn adopt(
+        &self,
+        inner: &mut Inner,
+        path: &RelPath,
+        stat: &FileStat,
+        copy: &Index,
+        leaving: &mut Vec<RelPath>,
+    ) -> Result<()> {
         let entry = copy.get(path.as_str());
         let clean = entry.filter(|e| {
             let recorded = e.local_mtime.as_deref().unwrap_or(&e.last_modified);
@@ -93,7 +111,7 @@ impl Volume {
             let current = inner.base_entry(path.as_str()).is_some_and(|base| base.same_version(entry));
             if busy || !current {
                 // Unchanged since the client fetched it: the bucket has it, or had it.
-                self.reference.unlink(path.as_str());
+                leaving.push(path.clone());
                 return Ok(());
             }
             let id = self.ingest(inner, path)?;
@@ -106,7 +124,7 @@ impl Volume {
         let replaces =
             entry.or(inner.base_entry(path.as_str())).map(|entry| Replaced { entry: entry.clone(), fingerprint: None });
         let id = self.ingest(inner, path)?;
-        self.reference.unlink(path.as_str());
+        leaving.push(path.clone());
         if !busy {
             return self.record_change(inner, path, id, replaces, stamp);
         }

@@ -212,10 +212,10 @@ impl Volume {
         for ((ino, from), (_, to)) in &dirs {
             self.move_directory_rows(inner, *ino, from, to, &mut changes);
         }
+        self.move_rows(inner, &moved, &mut changes);
         for ((ino, from), (_, to)) in dirs {
             self.rewrite_directory_rows(inner, ino, from, to, &mut changes);
         }
-        self.move_rows(inner, &moved, &mut changes);
         inner.commit(changes)?;
         inner.tree.exchange(a.0, b.0);
         inner.touch_ctime(b.0);

@@ -186,14 +186,13 @@ impl Machine<'_> {
         command.args(options).arg("--foreground").arg("-v").arg(self.lab.source()).arg(self.mountpoint());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let path = self.mountpoint();
-        let before = mount_id(&path);
         let mut child = command.spawn().expect("starts");
         eventually("the mount", || {
             if let Some(status) = child.try_wait().expect("waited") {
                 panic!("swamp-mount ended with {status}:\n{}", self.log());
             }
-            // A dead mount from before is not the new one.
-            mount_id(&path).filter(|id| Some(id) != before.as_ref())
+            // A dead mount from before does not answer.
+            (is_mounted(&path) && rustix::fs::statvfs(&path).is_ok()).then_some(())
         });
         let mount = Mount { machine: self, child: Some(child) };
         eventually("the control socket", || {
@@ -330,14 +329,8 @@ fn path_str(path: &Path) -> &str {
 
 /// Whether something is mounted at exactly this path.
 pub fn is_mounted(path: &Path) -> bool {
-    mount_id(path).is_some()
-}
-
-/// The number of the topmost mount at exactly this path.
-fn mount_id(path: &Path) -> Option<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-    let line = table.lines().rfind(|line| line.split(' ').nth(4) == path.to_str())?;
-    line.split(' ').next().map(str::to_owned)
+    table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
 }
 
 fn detach(path: &Path) {

@@ -100,7 +100,7 @@ async fn work(
     uploads.report.wrote_index = committed.wrote;
     let failed = uploads.failed;
     let (bytes, fingerprint) = (Some(committed.bytes), committed.fingerprint);
-    Ok(Worked { remote: Remote { index: committed.index, bytes, fingerprint }, pushed, failed })
+    Ok(Worked { remote: Remote { index: committed.index, bytes, fingerprint, written_at: None }, pushed, failed })
 }
 
 /// What the bucket has after the work.

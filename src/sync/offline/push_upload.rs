@@ -41,9 +41,10 @@ pub(super) async fn find_bases(
     if wanted.is_empty() {
         return Ok(bases);
     }
+    let index_written_at = remote.written_at;
     let found: Vec<(RelPath, Entry, BaseVersion)> = stream::iter(wanted)
         .map(|(path, entry)| async move {
-            let version = head_base(store, path.as_str(), &entry).await?;
+            let version = head_base(store, path.as_str(), &entry, index_written_at).await?;
             Ok::<_, StoreError>((path, entry, version))
         })
         .buffer_unordered(concurrency)

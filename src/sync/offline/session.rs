@@ -19,6 +19,8 @@ pub(super) struct Remote {
     /// As they are in the bucket; `None` for a bucket without an index.
     pub bytes: Option<Bytes>,
     pub fingerprint: Option<Fingerprint>,
+    /// When it was written, by the store's clock, in seconds since the epoch.
+    pub written_at: Option<i64>,
 }
 
 /// A cache directory, taken for this process.
@@ -63,17 +65,25 @@ impl<'a> Session<'a> {
         match read_index(store, self.trusted.as_ref()).await? {
             IndexRead::NotModified => Ok(None),
             IndexRead::Present(read) => {
-                Ok(Some(Remote { index: read.index, bytes: Some(read.bytes), fingerprint: read.fingerprint }))
+                let written_at = read.written_at.map(|at| at.unix_timestamp());
+                Ok(Some(Remote {
+                    index: read.index,
+                    bytes: Some(read.bytes),
+                    fingerprint: read.fingerprint,
+                    written_at,
+                }))
             }
             IndexRead::Missing if self.old.is_some() => Err(DatastoreError::IndexVanished.into()),
-            IndexRead::Missing => Ok(Some(Remote { index: discover(store).await?, bytes: None, fingerprint: None })),
+            IndexRead::Missing => {
+                Ok(Some(Remote { index: discover(store).await?, bytes: None, fingerprint: None, written_at: None }))
+            }
         }
     }
 
     /// The index that the sidecar vouches for, from the local copy.
     pub fn trusted_remote(&self) -> Option<Remote> {
         let bytes = Some(Bytes::from(self.old.as_ref()?.to_bytes()));
-        Some(Remote { index: self.old.clone()?, bytes, fingerprint: Some(self.trusted.clone()?) })
+        Some(Remote { index: self.old.clone()?, bytes, fingerprint: Some(self.trusted.clone()?), written_at: None })
     }
 
     /// Announces that the cache is about to be incomplete. Must succeed before the first change.

@@ -22,14 +22,11 @@ impl Engine {
     pub(super) async fn delete_pending(&self, lock: &HeldLock) -> Result<(), SyncError> {
         lock.check()?;
         let index = self.volume.base().index;
-        let pending = self.volume.pending_deletes();
+        let pending = self.volume.deletable();
         let results: Vec<Result<(), SyncError>> = futures_util::stream::iter(pending)
             .map(|(key, row)| {
                 let index = Arc::clone(&index);
                 async move {
-                    if self.volume.is_needed(&key) {
-                        return Ok(());
-                    }
                     self.delete_one(&key, &row, &index).await?;
                     Ok(self.volume.set_pending_delete(&key, None)?)
                 }
@@ -73,7 +70,7 @@ impl Engine {
         if let Some(known) = &replaced.fingerprint {
             return Ok(Some(known.clone()));
         }
-        match head_base(&*self.store, row.path.as_str(), &replaced.entry).await? {
+        match head_base(&*self.store, row.path.as_str(), &replaced.entry, self.volume.index_written_at()).await? {
             BaseVersion::Found(fingerprint) => Ok(Some(fingerprint)),
             BaseVersion::Missing | BaseVersion::Different(_) => Ok(None),
         }

@@ -186,7 +186,7 @@ impl Engine {
             index: Arc::new(committed.index),
             bytes: committed.bytes,
             fingerprint: committed.fingerprint,
-            server_date: committed.server_date,
+            written_at: committed.written_at,
             discovered: false,
         };
         self.apply(Some(new), settled).await

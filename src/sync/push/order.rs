@@ -2,6 +2,8 @@
 //!
 //! Pure. Invariant: a job is handed out only when no unfinished copy still needs the object that it writes.
 
+use std::collections::HashMap;
+
 /// A transfer, as far as order goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Job {
@@ -27,10 +29,20 @@ pub(super) fn next(jobs: &[Job], waiting: &[usize], stuck: &[usize]) -> Next {
     if waiting.is_empty() {
         return Next::Done;
     }
-    let needed_by = |key: &str, except: usize| {
-        let copies = |i: &usize| *i != except && jobs[*i].copies_from.as_deref() == Some(key);
-        (waiting.iter().any(copies), stuck.iter().any(copies))
+    let copies = |jobs_in: &[usize]| {
+        let mut from: HashMap<&str, Vec<usize>> = HashMap::new();
+        for i in jobs_in {
+            if let Some(key) = jobs[*i].copies_from.as_deref() {
+                from.entry(key).or_default().push(*i);
+            }
+        }
+        from
     };
+    let (waits_for, never) = (copies(waiting), copies(stuck));
+    let others = |from: &HashMap<&str, Vec<usize>>, key: &str, except: usize| {
+        from.get(key).is_some_and(|by| by.iter().any(|i| *i != except))
+    };
+    let needed_by = |key: &str, except: usize| (others(&waits_for, key, except), others(&never, key, except));
     let mut blocked_forever = 0;
     let ready: Vec<usize> = waiting
         .iter()

@@ -3,7 +3,7 @@
 //! Invariants: an upload id and hash are recorded before the first byte leaves; a content that was written meanwhile is
 //! never committed; a fingerprint found by HEAD counts only if the index, read after it, still shows the entry.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -114,7 +114,8 @@ impl Engine {
                     }
                 },
                 Next::Run(ready) => {
-                    waiting.retain(|i| !ready.contains(i));
+                    let running: HashSet<usize> = ready.iter().copied().collect();
+                    waiting.retain(|i| !running.contains(i));
                     let results: Vec<(usize, Result<Transferred, Failed>)> =
                         futures_util::stream::iter(ready.into_iter().map(|at| {
                             let (row, version) = (rows[at].clone(), versions.get(&at).cloned());
@@ -160,8 +161,9 @@ impl Engine {
                 unknown.push((at, row.path.to_string(), replaced.entry.clone()));
             }
         }
+        let written_at = self.volume.index_written_at();
         let looked: Vec<(usize, Result<BaseVersion, StoreError>)> = futures_util::stream::iter(unknown)
-            .map(|(at, key, entry)| async move { (at, head_base(&*self.store, &key, &entry).await) })
+            .map(|(at, key, entry)| async move { (at, head_base(&*self.store, &key, &entry, written_at).await) })
             .buffer_unordered(self.options.upload_concurrency.max(1))
             .collect()
             .await;
@@ -354,7 +356,11 @@ impl Engine {
         {
             return Ok(Some(Expect::Version(left)));
         }
-        let Some(replaced) = &row.replaces else { return Ok(Some(Expect::Absent)) };
+        let Some(replaced) = &row.replaces else {
+            // What was removed here before may not be deleted yet; it is ours to replace.
+            let left = self.volume.pending_delete_of(row.path.as_str());
+            return Ok(Some(left.map_or(Expect::Absent, Expect::Version)));
+        };
         if let Some(known) = &replaced.fingerprint {
             return Ok(Some(Expect::Version(known.clone())));
         }
@@ -374,7 +380,7 @@ impl Engine {
     ) -> Result<Transferred, Failed> {
         let source = match &origin.fingerprint {
             Some(known) => Some(known.clone()),
-            None => match head_base(&*self.store, &origin.key, &origin.entry).await? {
+            None => match head_base(&*self.store, &origin.key, &origin.entry, self.volume.index_written_at()).await? {
                 BaseVersion::Found(fingerprint) => Some(fingerprint),
                 BaseVersion::Missing | BaseVersion::Different(_) => None,
             },
