@@ -11,13 +11,24 @@ use crate::volume::PushSelection;
 const RECORD_TICK: Duration = Duration::from_millis(25);
 const RECORD_TICKS: u32 = 20;
 const RECORD_AT_ONCE: usize = 256;
+/// Readers fail at once until a refresh finds the bucket again.
+const OFFLINE_REFRESH: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Every `--refresh` seconds one look at the index.
 pub(super) async fn refresh(engine: Arc<Engine>) {
     loop {
-        tokio::time::sleep(engine.options.refresh).await;
+        let soon = engine.options.refresh.min(OFFLINE_REFRESH);
+        if engine.cut_off().is_some() {
+            tokio::time::sleep(soon).await;
+        } else {
+            tokio::select! {
+                () = tokio::time::sleep(engine.options.refresh) => {}
+                // A push or a reader found that nothing answers.
+                () = engine.lost_contact.notified() => tokio::time::sleep(soon).await,
+            }
+        }
         // Noted by the refresh itself; the next one tries again.
         if let Err(error) = engine.refresh().await {
             tracing::debug!(%error, "refresh");

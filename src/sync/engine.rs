@@ -60,6 +60,8 @@ pub struct EngineOptions {
 #[derive(Default)]
 pub(super) struct Journal {
     pub offline_since: Option<i64>,
+    /// The last look at the bucket got no answer, for this reason.
+    pub unreachable: Option<String>,
     pub last_error: Option<TimedError>,
     pub read_errors: VecDeque<TimedError>,
     pub conflicts: VecDeque<String>,
@@ -85,6 +87,7 @@ pub struct Engine {
     pub(super) closing: AtomicBool,
     /// The last look at the index failed.
     pub(super) index_in_doubt: AtomicBool,
+    pub(super) lost_contact: tokio::sync::Notify,
     journal: Mutex<Journal>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -121,6 +124,7 @@ impl Engine {
             uploaded: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             index_in_doubt: AtomicBool::new(false),
+            lost_contact: tokio::sync::Notify::new(),
             journal: Mutex::default(),
             tasks: Mutex::default(),
         });
@@ -176,6 +180,14 @@ impl Engine {
             .push_back(TimedError { at: format_nanos(now_nanos()), message: format!("{path}: {reason}") });
     }
 
+    /// Why nothing can be fetched now, when the last look at the bucket got no answer: a reader is not to wait for the same
+    /// time-outs for every file. The refresh finds out when that is over.
+    pub(super) fn cut_off(&self) -> Option<String> {
+        let journal = self.journal();
+        let since = format_nanos(journal.offline_since?);
+        journal.unreachable.as_ref().map(|reason| format!("the bucket cannot be reached since {since}: {reason}"))
+    }
+
     pub(super) fn note_conflict(&self, message: String) {
         tracing::warn!("{message}");
         let mut journal = self.journal();
@@ -192,6 +204,10 @@ impl Engine {
         let now = now_nanos();
         if error.is_offline() {
             journal.offline_since.get_or_insert(now);
+        }
+        journal.unreachable = error.is_unreachable().then(|| error.to_string());
+        if journal.unreachable.is_some() {
+            self.lost_contact.notify_one();
         }
         journal.last_error = Some(TimedError { at: format_nanos(now), message });
     }

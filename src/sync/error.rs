@@ -3,7 +3,7 @@
 use crate::cache::CacheError;
 use crate::datastore::DatastoreError;
 use crate::datastore::lock::LockError;
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreErrorKind};
 use crate::volume::VolumeError;
 
 /// Why a refresh or push failed.
@@ -45,6 +45,16 @@ pub enum SyncError {
 }
 
 impl SyncError {
+    /// Whether nothing answered at all.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Store(error) | Self::Datastore(DatastoreError::Store(error)) => {
+                error.kind == StoreErrorKind::Unreachable
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the bucket could not be reached, as opposed to having answered.
     pub fn is_offline(&self) -> bool {
         match self {

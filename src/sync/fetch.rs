@@ -60,6 +60,7 @@ impl Engine {
     /// When it cannot be had; the reason was noted.
     pub async fn ensure(self: &Arc<Self>, live: &Arc<LiveContent>, range: Range<u64>) -> Result<(), FetchError> {
         let _use = self.volume.in_use(live);
+        self.check_reachable(live, &range)?;
         let mut progress = live.watch();
         let seen = live.state().failure.0;
         loop {
@@ -78,6 +79,9 @@ impl Engine {
     /// As [`Engine::ensure`].
     pub async fn ensure_all(self: &Arc<Self>, live: &Arc<LiveContent>) -> Result<(), FetchError> {
         let _use = self.volume.in_use(live);
+        if !live.is_complete() {
+            self.check_reachable(live, &(0..u64::MAX))?;
+        }
         let mut progress = live.watch();
         let seen = live.state().failure.0;
         loop {
@@ -89,6 +93,17 @@ impl Engine {
             if progress.changed().await.is_err() {
                 return Err(FetchError::Failed("the fetch was abandoned".into()));
             }
+        }
+    }
+
+    fn check_reachable(&self, live: &LiveContent, range: &Range<u64>) -> Result<(), FetchError> {
+        match self.cut_off() {
+            Some(reason) if !is_here(&live.state(), range) => {
+                let path = self.volume.path_of(live.ino).unwrap_or_else(|| format!("(removed file {})", live.ino.0));
+                self.note_read_error(&path, &reason);
+                Err(FetchError::Unreachable(reason.into()))
+            }
+            _ => Ok(()),
         }
     }
 

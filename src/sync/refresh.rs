@@ -44,6 +44,7 @@ impl Engine {
         let nothing_left = self.pending().is_empty();
         let mut journal = self.journal();
         journal.last_refresh = Some(now_nanos());
+        journal.unreachable = None;
         if let Some(since) = journal.offline_since.take() {
             tracing::info!(since = format_nanos(since), "the bucket answers again");
         }
