@@ -247,3 +247,40 @@ fn the_catalog_export_is_read_fully_whatever_its_entry_says() {
         assert_eq!(std::fs::metadata(mount.path(".catalog-export.json")).unwrap().len(), stored.len() as u64);
     }
 }
+
+#[test]
+fn what_was_fetched_but_not_compared_before_a_kill_is_compared_when_it_is_read() {
+    let lab = Lab::s3();
+    let (small, large) = (pattern(10_000), pattern(5 * MIB));
+    lab.seed(&[("small", &small), ("large", &large), ("spoilt", &small)]);
+    let machine = lab.machine();
+    let mount = machine.mount();
+    ["small", "large", "spoilt"].iter().for_each(|name| drop(std::fs::read(mount.path(name)).unwrap()));
+    assert_eq!(mount.unmount(), 0);
+    // As a kill right after the last range was recorded leaves it.
+    let db = rusqlite::Connection::open(machine.cache_root().join("state.db")).unwrap();
+    let rows: Vec<(i64, String)> = {
+        let mut query = db.prepare("SELECT id, body FROM content").unwrap();
+        query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+    };
+    assert_eq!(rows.len(), 3);
+    for (id, body) in rows {
+        let mut body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let size = body["version"]["entry"]["size"].as_u64().unwrap();
+        body["present"] = serde_json::json!([[0, size]]);
+        body["stamp"] = serde_json::Value::Null;
+        if body["version"]["key"] == "spoilt" {
+            std::fs::write(machine.cache_root().join(format!("data/{id}")), vec![1; small.len()]).unwrap();
+        }
+        db.execute("UPDATE content SET body = ? WHERE id = ?", (body.to_string(), id)).unwrap();
+    }
+    drop(db);
+    lab.server().clear_requests();
+    let mount = machine.mount();
+    assert!(std::fs::read(mount.path("small")).unwrap() == small);
+    assert!(std::fs::read(mount.path("large")).unwrap() == large);
+    assert_eq!(lab.server().count("GetObject", "small") + lab.server().count("GetObject", "large"), 0);
+    // And what does not fit is not shown, but fetched again.
+    let read = eventually("the right bytes", || std::fs::read(mount.path("spoilt")).ok());
+    assert!(read == small);
+}

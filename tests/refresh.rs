@@ -358,3 +358,90 @@ fn a_directory_marker_shows_its_directory() {
     lab.write_entries(entries);
     eventually("the directory", || std::fs::metadata(mount.path("marked")).is_ok_and(|m| m.is_dir()).then_some(()));
 }
+
+#[test]
+fn kinds_modes_and_targets_change_with_their_entries() {
+    let lab = Lab::s3();
+    let put = |path: &str, bytes: &[u8], mode: Option<&str>| {
+        lab.put_object(path, bytes);
+        let mut changed = entry(path, bytes);
+        if let Some(mode) = mode {
+            changed["mode"] = mode.into();
+        }
+        let mut entries = lab.object(INDEX).map(|_| lab.entries()).unwrap_or_default();
+        entries.insert(path.to_owned(), changed);
+        lab.write_entries(entries);
+    };
+    put("link", b"one", Some("120000"));
+    put("tool", b"#!/bin/sh\n", None);
+    put("kind", b"target", None);
+    let machine = lab.machine();
+    let mount = machine.mount_with(&OPTIONS);
+    let target = |name: &str| std::fs::read_link(mount.path(name)).ok();
+    let mode = |name: &str| std::fs::metadata(mount.path(name)).unwrap().mode() & 0o7777;
+    assert_eq!(target("link").as_deref(), Some(Path::new("one")));
+    assert_eq!((mode("tool"), mount.read("tool")), (0o644, "#!/bin/sh\n".into()));
+    assert_eq!(mount.read("kind"), "target");
+    put("link", b"two", Some("120000"));
+    put("tool", b"#!/bin/sh\n", Some("100755"));
+    put("kind", b"target", Some("120000"));
+    eventually("the other target", || (target("link")? == Path::new("two")).then_some(()));
+    eventually("the executable bit", || (mode("tool") == 0o755).then_some(()));
+    eventually("a symlink", || (target("kind")? == Path::new("target")).then_some(()));
+    put("tool", b"#!/bin/sh\n", None);
+    eventually("no executable bit", || (mode("tool") == 0o644).then_some(()));
+    assert_eq!(mount.status()["pending"]["files"], 0);
+}
+
+#[test]
+fn whatever_changes_the_view_is_the_index_by_every_way_of_looking() {
+    let lab = Lab::s3();
+    lab.write_entries(serde_json::Map::new());
+    let machine = lab.machine();
+    let mount = machine.mount_with(&OPTIONS);
+    let names: Vec<String> = ["a", "b", "d/a", "d/b", "d/e/a", "x/y/z/deep", "x/y/b", "x/b"].map(str::to_owned).into();
+    let look = |lab: &Lab| -> Option<()> {
+        // By name, before any listing: what the kernel remembers of names, attributes and pages.
+        let entries = lab.entries();
+        for name in &names {
+            let wanted = entries.get(name).and_then(|_| lab.object(name));
+            let size = std::fs::symlink_metadata(mount.path(name)).ok().map(|meta| meta.len());
+            if size != wanted.as_ref().map(|bytes| bytes.len() as u64) {
+                return None;
+            }
+            if let Some(wanted) = wanted
+                && std::fs::read(mount.path(name)).ok()? != wanted
+            {
+                return None;
+            }
+        }
+        let mut listed: Vec<_> = entries.keys().cloned().collect();
+        listed.sort();
+        (mount.files() == listed).then_some(())
+    };
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    };
+    for round in 0..10 {
+        let mut entries = lab.entries();
+        for name in &names {
+            match random(4) {
+                0 => drop(entries.remove(name)),
+                // Mostly of the same size.
+                1 | 2 => {
+                    let bytes = format!("{name} in round {round} {}", "+".repeat(usize::from(random(4) == 0)));
+                    lab.put_object(name, bytes.as_bytes());
+                    entries.insert(name.clone(), entry(name, bytes.as_bytes()));
+                }
+                _ => {}
+            }
+        }
+        lab.write_entries(entries);
+        eventually(&format!("round {round}"), || look(&lab));
+    }
+    assert_eq!(mount.status()["pending"]["files"], 0);
+}
