@@ -245,6 +245,13 @@ fn the_catalog_export_is_read_fully_whatever_its_entry_says() {
         std::fs::metadata(mount.path(".catalog-export.json")).unwrap();
         assert_eq!(mount.read(".catalog-export.json").as_bytes(), stored);
         assert_eq!(std::fs::metadata(mount.path(".catalog-export.json")).unwrap().len(), stored.len() as u64);
+        // It is rewritten again, and the index still says nothing.
+        for again in [&b"rewritten, once more"[..], b"Rewritten, Once More", b""] {
+            lab.put_object(".catalog-export.json", again);
+            assert_eq!(mount.read(".catalog-export.json").as_bytes(), again);
+        }
+        mount.write(".catalog-export.json", "ours");
+        assert_eq!(mount.read(".catalog-export.json"), "ours");
     }
 }
 

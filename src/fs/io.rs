@@ -55,11 +55,21 @@ impl SwampFs {
             let state = handle.live.state();
             !state.complete && state.version.as_ref().is_some_and(|v| v.entry.size <= fetch::SMALL)
         };
+        let (engine, volume, files) = (Arc::clone(&self.engine), Arc::clone(&self.volume), Arc::clone(&self.files));
+        if !handle.writable && fetch::may_change_unnoticed(&handle.live) {
+            self.runtime.spawn(async move {
+                if engine.superseded(&handle.live).await {
+                    release(&volume, &handle);
+                    return reply.error(Errno::ESTALE);
+                }
+                reply.opened(files.insert(handle), keep | FopenFlags::FOPEN_NOFLUSH)
+            });
+            return;
+        }
         if !fetch_first {
             let flush = if handle.writable { keep } else { keep | FopenFlags::FOPEN_NOFLUSH };
             return reply.opened(self.files.insert(handle), flush);
         }
-        let (engine, volume, files) = (Arc::clone(&self.engine), Arc::clone(&self.volume), Arc::clone(&self.files));
         self.runtime.spawn(async move {
             match engine.ensure_all(&handle.live).await {
                 Ok(()) => reply.opened(files.insert(handle), keep | FopenFlags::FOPEN_NOFLUSH),

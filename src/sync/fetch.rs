@@ -282,6 +282,22 @@ impl Engine {
         }
     }
 
+    /// Whether the object of a file whose index entry does not tell is another one by now; then the name has a new inode.
+    /// What is here is good enough when the bucket does not say.
+    pub async fn superseded(&self, live: &LiveContent) -> bool {
+        let Some(version) = live.state().version.clone() else { return false };
+        if self.cut_off().is_some() {
+            return false;
+        }
+        match self.store.head(&version.key).await {
+            Ok(info) => info.fingerprint != version.fingerprint && self.supersede(live),
+            Err(error) => {
+                tracing::debug!(%error, "cannot see whether the object was rewritten");
+                false
+            }
+        }
+    }
+
     async fn fetch_once(&self, live: &Arc<LiveContent>, version: &Version, range: Range<u64>) -> Result<(), Failure> {
         let _permit = self.downloads.acquire().await.map_err(|e| Failure::Failed(e.to_string()))?;
         let size = version.entry.size;
@@ -392,6 +408,12 @@ impl Engine {
         drop(state);
         self.notifications.tell(vec![Notice::Content(live.ino)]);
     }
+}
+
+/// Whether a content that is here may be older than its object although the index has not changed.
+pub fn may_change_unnoticed(live: &LiveContent) -> bool {
+    let state = live.state();
+    state.complete && state.version.as_ref().is_some_and(|v| v.key == CATALOG_EXPORT)
 }
 
 /// Whether nobody sees a byte before all are here and compared with the hash.
