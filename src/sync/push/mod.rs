@@ -63,7 +63,9 @@ impl Engine {
 
     /// One push of what is due.
     pub(super) async fn push(self: &Arc<Self>, selection: PushSelection) -> Result<Duration, Vec<String>> {
-        let left = self.round(selection).await?;
+        let result = self.round(selection).await;
+        self.uploaded.store(0, Ordering::Relaxed);
+        let left = result?;
         if left.reasons.is_empty() { Ok(self.push_gate.lock().await.last_index_write) } else { Err(left.reasons) }
     }
 
