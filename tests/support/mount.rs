@@ -186,17 +186,17 @@ impl Machine<'_> {
         command.args(options).arg("--foreground").arg("-v").arg(self.lab.source()).arg(self.mountpoint());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let path = self.mountpoint();
-        let mut child = command.spawn().expect("starts");
+        let mut mount = Mount { machine: self, child: Some(command.spawn().expect("starts")) };
         eventually("the mount", || {
+            let child = mount.child.as_mut().expect("just started");
             if let Some(status) = child.try_wait().expect("waited") {
                 panic!("swamp-mount ended with {status}:\n{}", self.log());
             }
-            // A dead mount from before does not answer.
-            (is_mounted(&path) && rustix::fs::statvfs(&path).is_ok()).then_some(())
-        });
-        let mount = Mount { machine: self, child: Some(child) };
-        eventually("the control socket", || {
-            mount.machine.run(&["status", path_str(&path)]).status.success().then_some(())
+            // A dead mount from before is not the new one, and mount ids are used again.
+            let output = self.run(&["status", path_str(&path), "--json"]);
+            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+            let answers = status["pid"] == child.id() && is_mounted(&path) && std::fs::metadata(&path).is_ok();
+            answers.then_some(())
         });
         mount
     }
