@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
-use super::super::base::{BaseVersion, head_base};
+use super::super::base::{BaseVersion, head_base, holds_bytes};
 use super::super::hash::{Digests, digest};
 use super::super::merge::{Change, Row, Uploaded};
 use super::super::upload::{Expect, META_UPLOAD_ID, Upload, UploadOutcome, metadata, upload};
@@ -312,7 +312,9 @@ impl Engine {
         digests: &Digests,
         looked: Option<BaseVersion>,
     ) -> Result<Verdict, Failed> {
-        let Some(expect) = self.expect(&done.row, looked).await? else { return Ok(Verdict::Conflict) };
+        let Some(expect) = self.expect(&done.row, looked).await? else {
+            return Ok(self.same_change(done.row.path.as_str(), put, digests).await?);
+        };
         // One id until the row is settled: whatever state of the file an upload of ours left there is ours to replace.
         let id = done.row.upload.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |mark| mark.id.clone());
         let mark = UploadMark { id: id.clone(), sha256: digests.sha256.clone(), size: digests.size };
@@ -336,6 +338,22 @@ impl Engine {
                 UploadOutcome::Vanished => return Ok(Verdict::Again),
             }
         }
+    }
+
+    /// Another writer replaced the object: a conflict, unless it did so with the same bytes.
+    async fn same_change(&self, key: &str, put: &PlannedPut, digests: &Digests) -> Result<Verdict, StoreError> {
+        let info = match self.store.head(key).await {
+            Ok(info) => info,
+            Err(error) if error.is_not_found() => return Ok(Verdict::Again),
+            Err(error) => return Err(error),
+        };
+        if !holds_bytes(&*self.store, key, &info, digests).await? {
+            return Ok(Verdict::Conflict);
+        }
+        let entry = new_entry(put, digests.size, Some(digests.sha256.clone()));
+        let fingerprint = info.fingerprint;
+        let there = Uploaded { fingerprint: fingerprint.clone(), upload_id: String::new(), confirmed: Instant::now() };
+        Ok(Verdict::Commit(Change::Put(entry, there), fingerprint))
     }
 
     /// An object that an earlier push of ours left behind: its version.
