@@ -4,7 +4,7 @@
 //! never describes an object that is not ours any more; removals apply only to the entry that was removed; the merge is
 //! idempotent, so that a lost answer is settled by merging again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -123,11 +123,15 @@ pub async fn commit(
             (_, MissingIndex::Refuse) => return Err(DatastoreError::IndexVanished),
         };
         recheck(store, rows, &index, &mut checked).await?;
+        let directories = directories_among(rows, &index);
         let mut changed = Vec::new();
         let outcomes: Vec<RowOutcome> = rows
             .iter()
             .enumerate()
-            .map(|(at, row)| apply(&mut index, row, checked.get(&at).map(|(_, state)| *state), &mut changed))
+            .map(|(at, row)| match &row.change {
+                Change::Put(..) if directories.contains(row.path.as_str()) => RowOutcome::Superseded,
+                _ => apply(&mut index, row, checked.get(&at).map(|(_, state)| *state), &mut changed),
+            })
             .collect();
         if let Some(read) = &there
             && changed.is_empty()
@@ -151,6 +155,23 @@ pub async fn commit(
         }
     }
     Err(DatastoreError::Changed)
+}
+
+/// New files of ours whose name is that of a directory by now, because of what others put below it: both cannot be shown.
+fn directories_among(rows: &[Row], index: &Index) -> HashSet<String> {
+    let is_new = |row: &&Row| row.base.is_none() && matches!(row.change, Change::Put(..));
+    let new: HashSet<&str> = rows.iter().filter(is_new).map(|row| row.path.as_str()).collect();
+    let removed: HashSet<&str> =
+        rows.iter().filter(|row| matches!(row.change, Change::Remove)).map(|row| row.path.as_str()).collect();
+    let mut found = HashSet::new();
+    if new.is_empty() {
+        return found;
+    }
+    for (path, _) in index.entries().filter(|(path, _)| !removed.contains(path.as_str())) {
+        let above = path.as_str().match_indices('/').map(|(at, _)| &path.as_str()[..at]);
+        found.extend(above.filter(|dir| new.contains(dir)).map(str::to_owned));
+    }
+    found
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

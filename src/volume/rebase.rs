@@ -15,7 +15,7 @@ use super::inner::{Base, Inner};
 use super::live::LiveContent;
 use super::pushing::{Outcome, Settled};
 use super::{Result, Volume};
-use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, Version};
+use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, PendingDelete, Version};
 use crate::cache::saved_base::{self, BaseRecord};
 use crate::cache::{ContentId, StateDb};
 use crate::datastore::{Entry, EntryKind, Index, RelPath, now_nanos};
@@ -230,9 +230,15 @@ impl<'a> Work<'a> {
             Outcome::Conflict(to) => {
                 let row = self.inner.deltas.get(settled.path.as_str());
                 let same = row.is_some_and(|row| row.generation == settled.generation);
+                let mark = row.and_then(|row| row.upload.clone());
                 let found = self.inner.tree.find(settled.path.as_str()).filter(|_| same);
                 // Something else has the name by now: the next push finds out about that.
                 if let Some(ino) = found.filter(|ino| self.inner.tree.kind(*ino) != Some(Kind::Dir)) {
+                    // What an upload of ours left under the old name goes, if it still is ours.
+                    if let Some(mark) = mark {
+                        let left = PendingDelete { replaced: None, upload: Some(mark) };
+                        self.changes.pending_delete(settled.path.as_str(), Some(left));
+                    }
                     rows_for_new_name(self.inner, ino, settled.path.as_str(), to.as_str(), &mut self.changes);
                     self.steps.push(TreeStep::Rename { ino, to: to.clone() });
                     self.moved.insert(settled.path.to_string());
