@@ -427,7 +427,8 @@ fn random_change(random: &mut fastrand::Rng, mount: &Mount<'_>, files: &mut File
     };
     let existing =
         |random: &mut fastrand::Rng, files: &Files| files.keys().nth(random.usize(..files.len().max(1))).cloned();
-    let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(random.usize(..3000)).collect();
+    let length = random.usize(..3000);
+    let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
     let (kind, at) = (random.usize(..8), random.usize(..4000));
     let (new, old) = (name(random), existing(random, files));
     match (kind, old) {
