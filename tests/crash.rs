@@ -369,6 +369,35 @@ fn a_kill_at_any_point_of_a_push_loses_nothing_and_makes_no_conflict() {
 }
 
 #[test]
+fn a_copy_that_was_made_before_a_kill_is_found_again_although_its_origin_was_replaced() {
+    for key in [".datastore-index.json", "remote"] {
+        let lab = Lab::s3();
+        let mut expected = seeded(&lab);
+        let machine = lab.machine();
+        let mount = machine.mount();
+        fs::rename(mount.path("remote"), mount.path("kept")).unwrap();
+        mount.write("remote", "made again");
+        let gate = Gate::default();
+        lab.server().inject(Fault::on("PutObject", Action::HoldAnswer(gate.clone())).key(key));
+        let mut flush = start_flush(&machine);
+        gate.arrived_blocking(1);
+        mount.kill();
+        lab.server().clear_faults();
+        gate.open();
+        flush.wait().unwrap();
+        lab.server().set_clock_offset(40);
+        let bytes = expected.remove("remote").unwrap();
+        expected.insert("kept".into(), bytes);
+        set(&mut expected, "remote", "made again");
+        let mount = machine.mount();
+        mount.flushed();
+        check_bucket(&lab, &expected, key);
+        check_mount(&mount, &expected, key);
+        assert_eq!(mount.unmount(), 0);
+    }
+}
+
+#[test]
 fn a_kill_during_a_fetch_leaves_no_wrong_bytes() {
     let lab = Lab::s3();
     let large: Vec<u8> = (0..(9u32 << 20)).map(|i| (i >> 8) as u8).collect();

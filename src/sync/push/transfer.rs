@@ -396,6 +396,17 @@ impl Engine {
         put: &PlannedPut,
         looked: Option<BaseVersion>,
     ) -> Result<Transferred, Failed> {
+        // An interrupted push may have made the copy, and replaced the origin after it.
+        let (size, sha256) = (origin.entry.size, origin.entry.sha256.clone());
+        if let Some(mark) = done.row.upload.clone()
+            && (mark.size, mark.sha256.as_str()) == (size, sha256.as_deref().unwrap_or_default())
+            && let Some(left) = self.own_upload(done.row.path.as_str(), &mark).await?
+        {
+            let there = Uploaded { fingerprint: Some(left.clone()), upload_id: mark.id, confirmed: Instant::now() };
+            done.verdict = Verdict::Commit(Change::Put(new_entry(put, size, sha256), there), Some(left));
+            done.copied = Some(origin);
+            return Ok(done);
+        }
         let source = match &origin.fingerprint {
             Some(known) => Some(known.clone()),
             None => match head_base(&*self.store, &origin.key, &origin.entry, self.volume.index_written_at()).await? {
