@@ -42,14 +42,23 @@ need() {
     want "$1" "$2" || die "$1 is missing and cannot be installed from here: install the package \"$2\", then try again"
 }
 
-# What building and mounting need on a machine with Debian's base alone.
-need_basics() {
+need_rust() {
     need cc build-essential
     have cargo || [ ! -f "$HOME/.cargo/env" ] || . "$HOME/.cargo/env"
     have cargo || die "Rust is missing: install it as https://rustup.rs says, then try again"
+}
+
+need_fuse() {
     need fusermount3 fuse3
     [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
     [ -e /dev/fuse ] || die "/dev/fuse is missing: this kernel or container has no FUSE (docker: --device /dev/fuse --cap-add SYS_ADMIN)"
+    [ -w /dev/fuse ] || die "/dev/fuse is not yours to use: its mode should be 0666, as Debian sets it"
+}
+
+# What building and mounting need on a machine with Debian's base alone.
+need_basics() {
+    need_rust
+    need_fuse
 }
 
 # Mounts of this script, and its scratch directory; gone at the end, whatever happens.
