@@ -3,47 +3,14 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use support::model::{Files, check_bucket, check_mount, seeded, set};
 use support::mount::{Lab, Machine, Mount, is_mounted};
 use support::s3_server::{Action, Fault, Gate};
-
-type Files = BTreeMap<String, Vec<u8>>;
-
-const SEED: &[(&str, &str)] =
-    &[("remote", "remote bytes"), ("second", "second bytes"), ("dir/x", "x"), ("dir/sub/y", "y"), ("other", "other's")];
-
-fn seeded(lab: &Lab) -> Files {
-    lab.seed(&SEED.iter().map(|(n, t)| (*n, t.as_bytes())).collect::<Vec<_>>());
-    SEED.iter().map(|(n, t)| ((*n).to_owned(), t.as_bytes().to_vec())).collect()
-}
-
-fn check_mount(mount: &Mount<'_>, expected: &Files, what: &str) {
-    assert_eq!(mount.files(), expected.keys().cloned().collect::<Vec<_>>(), "{what}");
-    for (name, bytes) in expected {
-        let found = fs::read(mount.path(name)).unwrap_or_else(|e| panic!("{what}: {name}: {e}"));
-        assert!(&found == bytes, "{what}: {name}: {:?}", String::from_utf8_lossy(&found));
-    }
-}
-
-fn check_bucket(lab: &Lab, expected: &Files, what: &str) {
-    let entries = lab.entries();
-    let mut names: Vec<_> = entries.keys().cloned().collect();
-    names.sort();
-    assert_eq!(names, expected.keys().cloned().collect::<Vec<_>>(), "{what}: the index");
-    for (name, bytes) in expected {
-        assert!(lab.object(name).as_ref() == Some(bytes), "{what}: object {name}");
-        assert_eq!(entries[name]["sha256"], support::mount::entry(name, bytes)["sha256"], "{what}: {name}");
-        assert_eq!(entries[name]["size"], bytes.len(), "{what}: {name}");
-    }
-    for (name, _) in SEED.iter().filter(|(name, _)| !expected.contains_key(*name)) {
-        assert_eq!(lab.object(name), None, "{what}: object {name} should be gone");
-    }
-}
 
 fn open_append(mount: &Mount<'_>, name: &str) -> fs::File {
     OpenOptions::new().append(true).create(true).open(mount.path(name)).unwrap()
@@ -51,10 +18,6 @@ fn open_append(mount: &Mount<'_>, name: &str) -> fs::File {
 
 /// A change: what it does on the mount (what it returns stays open until the kill), and to a model.
 type Change = (&'static str, fn(&Mount<'_>) -> Vec<fs::File>, fn(&mut Files));
-
-fn set(files: &mut Files, name: &str, text: &str) {
-    files.insert(name.to_owned(), text.as_bytes().to_vec());
-}
 
 const CHANGES: &[Change] = &[
     ("create", |m| vec![fs::File::create(m.path("new")).unwrap()], |f| set(f, "new", "")),
@@ -446,99 +409,4 @@ fn leftovers_are_listed_and_pushed_without_a_mount() {
         check_mount(&mount, &expected, "mounted again");
         assert_eq!(mount.unmount(), 0);
     }
-}
-
-/// A change of random kind on the mount and the model. Names are few, so that changes meet each other.
-fn random_change(random: &mut fastrand::Rng, mount: &Mount<'_>, files: &mut Files) {
-    let name = |random: &mut fastrand::Rng| {
-        let dir = ["", "dir/", "dir/sub/", "e/"][random.usize(..4)];
-        format!("{dir}n{}", random.usize(..4))
-    };
-    let existing =
-        |random: &mut fastrand::Rng, files: &Files| files.keys().nth(random.usize(..files.len().max(1))).cloned();
-    let length = random.usize(..3000);
-    let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
-    let (kind, at) = (random.usize(..8), random.usize(..4000));
-    let (new, old) = (name(random), existing(random, files));
-    match (kind, old) {
-        (0 | 1, _) => {
-            mount.write(&new, &bytes);
-            files.insert(new, bytes);
-        }
-        (2, Some(old)) => {
-            let file = OpenOptions::new().write(true).open(mount.path(&old)).unwrap();
-            file.write_all_at(&bytes, at as u64).unwrap();
-            if !bytes.is_empty() {
-                let content = files.get_mut(&old).unwrap();
-                content.resize(content.len().max(at + bytes.len()), 0);
-                content[at..at + bytes.len()].copy_from_slice(&bytes);
-            }
-        }
-        (3, Some(old)) => {
-            OpenOptions::new().write(true).open(mount.path(&old)).unwrap().set_len(at as u64).unwrap();
-            files.get_mut(&old).unwrap().resize(at, 0);
-        }
-        (4, Some(old)) => {
-            fs::remove_file(mount.path(&old)).unwrap();
-            files.remove(&old);
-        }
-        (5, Some(old)) => {
-            fs::create_dir_all(mount.path(&new).parent().unwrap()).unwrap();
-            fs::rename(mount.path(&old), mount.path(&new)).unwrap();
-            let content = files.remove(&old).unwrap();
-            files.insert(new, content);
-        }
-        (6, Some(old)) if files.contains_key(&new) => {
-            use rustix::fs::{CWD, RenameFlags, renameat_with};
-            renameat_with(CWD, mount.path(&old), CWD, mount.path(&new), RenameFlags::EXCHANGE).unwrap();
-            let (a, b) = (files[&old].clone(), files[&new].clone());
-            files.insert(old, b);
-            files.insert(new, a);
-        }
-        (7, _) if mount.path("dir").exists() && !mount.path("moved").exists() => {
-            fs::rename(mount.path("dir"), mount.path("moved")).unwrap();
-            let moved: Vec<String> = files.keys().filter(|n| n.starts_with("dir/")).cloned().collect();
-            for name in moved {
-                let content = files.remove(&name).unwrap();
-                files.insert(name.replacen("dir", "moved", 1), content);
-            }
-        }
-        _ => {}
-    }
-}
-
-#[test]
-fn a_mount_that_is_killed_again_and_again_agrees_with_a_plain_model() {
-    let mut random = fastrand::Rng::with_seed(20_260_428);
-    let lab = Lab::s3();
-    let mut files = seeded(&lab);
-    let machine = lab.machine();
-    for round in 0..20u32 {
-        // Flushes in the background run into the changes and into the kill. The dead one's lock is stale at once.
-        lab.server().set_clock_offset(i64::from(round) * 40);
-        let mount = machine.mount_with(&["--refresh", "1", "--flush-after", "1", "--flush-max-age", "1"]);
-        check_mount(&mount, &files, &format!("round {round}"));
-        let mut flush = random.bool().then(|| start_flush(&machine));
-        for _ in 0..random.usize(1..60) {
-            random_change(&mut random, &mount, &mut files);
-            if random.usize(..12) == 0 {
-                std::thread::sleep(std::time::Duration::from_millis(random.u64(..80)));
-            }
-        }
-        mount.kill();
-        if let Some(flush) = &mut flush {
-            flush.wait().unwrap();
-        }
-    }
-    lab.server().set_clock_offset(20 * 40);
-    let mount = machine.mount();
-    check_mount(&mount, &files, "in the end");
-    mount.flushed();
-    check_mount(&mount, &files, "flushed");
-    check_bucket(&lab, &files, "in the end");
-    assert_eq!(mount.status()["conflicts"], serde_json::json!([]));
-    assert_eq!(lab.server().keys().len(), files.len() + 1, "{:?}", lab.server().keys());
-    assert_eq!(mount.unmount(), 0);
-    let elsewhere = lab.machine();
-    check_mount(&elsewhere.mount(), &files, "elsewhere");
 }

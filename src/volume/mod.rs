@@ -19,6 +19,7 @@ mod naming;
 mod pushing;
 mod rebase;
 mod reconcile;
+mod recording;
 mod rename;
 
 pub use attributes::{SetAttributes, Stat};

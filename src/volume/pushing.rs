@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::delta::Changes;
-use super::files::complete_stamp;
 use super::inner::Inner;
 use super::live::{LiveContent, Stable};
+use super::recording::complete_stamp;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, PendingDelete, Replaced, UploadMark, Version};
 use crate::datastore::RelPath;

@@ -4,6 +4,7 @@
 
 pub mod machine;
 pub mod memory_store;
+pub mod model;
 pub mod mount;
 pub mod s3_server;
 pub mod stores;

@@ -4,9 +4,11 @@
 //! object that the store confirmed; the local rows are settled together with the new base before any object is deleted;
 //! deletions are remembered until they are done; a failed file never holds up the others.
 
+mod copies;
 mod deletions;
 mod order;
 mod transfer;
+mod uploads;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

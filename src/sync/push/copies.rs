@@ -1,0 +1,123 @@
+//! One copy of a push: a renamed file gets its object without its bytes passing through this machine.
+//!
+//! Invariant: the copy is of the version that was renamed, under an upload id that was recorded before.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::super::Engine;
+use super::super::base::{BaseVersion, head_base};
+use super::super::merge::{Change, Uploaded};
+use super::super::upload::{Expect, metadata};
+use super::transfer::{Failed, Transferred, Verdict};
+use super::uploads::new_entry;
+use crate::cache::rows::{UploadMark, Version};
+use crate::store::{CopySource, Fingerprint, Precondition, StoreErrorKind};
+use crate::volume::PlannedPut;
+
+impl Engine {
+    pub(super) async fn copy_row(
+        self: &Arc<Self>,
+        mut done: Transferred,
+        origin: Version,
+        put: &PlannedPut,
+        looked: Option<BaseVersion>,
+    ) -> Result<Transferred, Failed> {
+        // An interrupted push may have made the copy, and replaced the origin after it.
+        let (size, sha256) = (origin.entry.size, origin.entry.sha256.clone());
+        if let Some(mark) = done.row.upload.clone()
+            && (mark.size, mark.sha256.as_str()) == (size, sha256.as_deref().unwrap_or_default())
+            && let Some(left) = self.own_upload(done.row.path.as_str(), &mark).await?
+        {
+            let there = Uploaded { fingerprint: Some(left.clone()), upload_id: mark.id, confirmed: Instant::now() };
+            done.verdict = Verdict::Commit(Change::Put(new_entry(put, size, sha256), there), Some(left));
+            done.copied = Some(origin);
+            return Ok(done);
+        }
+        let source = match &origin.fingerprint {
+            Some(known) => Some(known.clone()),
+            None => match head_base(&*self.store, &origin.key, &origin.entry, self.volume.index_written_at()).await? {
+                BaseVersion::Found(fingerprint) => Some(fingerprint),
+                BaseVersion::Missing | BaseVersion::Different(_) => None,
+            },
+        };
+        let copied = match source {
+            Some(source) => self.copy(&mut done, &origin, source, put, looked.clone()).await?,
+            None => false,
+        };
+        if copied {
+            return Ok(done);
+        }
+        // The origin is gone; the bytes may be here.
+        if self.volume.has_local_content(put.ino) {
+            return self.upload_row(done, &PlannedPut { origin: None, suspect: false, ..put.clone() }, looked).await;
+        }
+        done.verdict = Verdict::OriginLost;
+        Ok(done)
+    }
+
+    /// `false`: the origin is not there any more.
+    async fn copy(
+        &self,
+        done: &mut Transferred,
+        origin: &Version,
+        source: Fingerprint,
+        put: &PlannedPut,
+        looked: Option<BaseVersion>,
+    ) -> Result<bool, Failed> {
+        let key = done.row.path.as_str();
+        let Some(expect) = self.expect(&done.row, looked).await? else {
+            done.verdict = Verdict::Conflict;
+            return Ok(true);
+        };
+        let sha256 = origin.entry.sha256.clone().unwrap_or_default();
+        let mark = UploadMark { id: uuid::Uuid::new_v4().to_string(), sha256: sha256.clone(), size: origin.entry.size };
+        if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
+            return Ok(true);
+        }
+        done.row.upload = Some(mark.clone());
+        let precondition = match expect {
+            Expect::Absent => Precondition::Absent,
+            Expect::Version(fingerprint) => Precondition::Match(fingerprint),
+            Expect::Anything => Precondition::None,
+        };
+        let mut labels = metadata(&mark.id, &sha256);
+        labels.retain(|_, value| !value.is_empty());
+        let from = CopySource { key: origin.key.clone(), size: origin.entry.size, if_match: Some(source.clone()) };
+        let fingerprint = match self.store.copy(from, key, precondition, labels).await {
+            Ok(stored) => stored.fingerprint,
+            Err(error)
+                if matches!(
+                    error.kind,
+                    StoreErrorKind::Precondition | StoreErrorKind::NotFound | StoreErrorKind::Undecided
+                ) =>
+            {
+                match self.own_upload(key, &mark).await? {
+                    Some(fingerprint) => Some(fingerprint),
+                    None => {
+                        // Which of the two conditions failed?
+                        return match self.store.head(&origin.key).await {
+                            Ok(info) if info.fingerprint.as_ref() == Some(&source) => {
+                                if error.kind == StoreErrorKind::Undecided {
+                                    return Err(error.into());
+                                }
+                                done.verdict = Verdict::Conflict;
+                                Ok(true)
+                            }
+                            Ok(_) => Ok(false),
+                            Err(missing) if missing.is_not_found() => Ok(false),
+                            Err(error) => Err(error.into()),
+                        };
+                    }
+                }
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let entry = new_entry(put, origin.entry.size, origin.entry.sha256.clone());
+        let uploaded = Uploaded { fingerprint: fingerprint.clone(), upload_id: mark.id, confirmed: Instant::now() };
+        done.verdict = Verdict::Commit(Change::Put(entry, uploaded), fingerprint);
+        done.copied = Some(origin.clone());
+        Ok(true)
+    }
+}

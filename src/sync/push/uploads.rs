@@ -1,0 +1,239 @@
+//! One upload of a push: the bytes of a file into its object.
+//!
+//! Invariants: an upload id and hash are recorded before the first byte leaves; only bytes that stood still from hash to
+//! answer get an entry; a version that is neither the expected one nor ours is never overwritten.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::Engine;
+use super::super::base::{BaseVersion, holds_bytes};
+use super::super::hash::{Digests, digest};
+use super::super::merge::{Change, Uploaded};
+use super::super::upload::{Expect, META_UPLOAD_ID, Upload, UploadOutcome, upload};
+use super::transfer::{Failed, Transferred, Verdict};
+use crate::cache::rows::{UploadMark, Version};
+use crate::datastore::{Entry, format_nanos, now_nanos};
+use crate::store::{Body, Fingerprint, StoreError};
+use crate::volume::{LiveContent, PlannedPut, PlannedRow, Stable, VolumeError};
+
+/// How often a content that is being written is read again.
+const TORN_RETRIES: u32 = 3;
+/// Files up to this size are copied first, so that one that never rests is pushed all the same.
+const SNAPSHOT_MAX: u64 = 4 << 20;
+
+impl Engine {
+    pub(super) async fn upload_row(
+        self: &Arc<Self>,
+        mut done: Transferred,
+        put: &PlannedPut,
+        looked: Option<BaseVersion>,
+    ) -> Result<Transferred, Failed> {
+        let live = match self.volume.open_for_push(&done.row, put.ino) {
+            Ok(live) => live,
+            Err(VolumeError::Stale) => return Ok(done),
+            Err(error) => return Err(Failed::Row(error.to_string())),
+        };
+        let result = self.upload_content(&mut done, put, &live, looked).await;
+        self.volume.close_pushed(&live);
+        result.map(|()| done)
+    }
+
+    async fn upload_content(
+        self: &Arc<Self>,
+        done: &mut Transferred,
+        put: &PlannedPut,
+        live: &Arc<LiveContent>,
+        looked: Option<BaseVersion>,
+    ) -> Result<(), Failed> {
+        if !live.is_complete() {
+            self.ensure_all(live).await.map_err(|e| Failed::Row(e.to_string()))?;
+        }
+        for attempt in 0..TORN_RETRIES {
+            if attempt > 0 {
+                tokio::time::sleep(Duration::from_millis(100) * attempt).await;
+            }
+            let Some(stable) = live.stable() else { continue };
+            let (size, mtime) = live.stat().map_err(|e| Failed::Row(format!("cannot read the cache: {e}")))?;
+            let snapshot = size <= SNAPSHOT_MAX;
+            let body = if snapshot {
+                match read_whole(Arc::clone(&live.file), size).await {
+                    Ok(bytes) if live.unchanged_since(stable) => Body::Bytes(bytes),
+                    Err(error) if live.unchanged_since(stable) => return Err(Failed::Row(error)),
+                    _ => continue,
+                }
+            } else {
+                Body::File { file: Arc::clone(&live.file), size }
+            };
+            let digests = match digest(body.clone()).await {
+                Ok(digests) => digests,
+                Err(_) if !live.unchanged_since(stable) => continue,
+                Err(error) => return Err(Failed::Row(format!("cannot read the cache: {error}"))),
+            };
+            if !snapshot && !live.unchanged_since(stable) {
+                continue;
+            }
+            let put = PlannedPut { mtime, ..put.clone() };
+            if let Some(origin) = same_bytes(done, &put, &digests) {
+                let entry = fields_entry(&origin, &put);
+                done.verdict = Verdict::Commit(Change::Fields(entry), origin.fingerprint.clone());
+                done.read = keep_while_open(live, stable);
+                return Ok(());
+            }
+            let outcome = match self.send(done, &put, body, &digests, looked.clone()).await {
+                // The store refuses bytes that are not what was hashed.
+                Err(Failed::Row(_)) if !live.unchanged_since(stable) && attempt + 1 < TORN_RETRIES => continue,
+                outcome => outcome?,
+            };
+            // Only bytes that stood still from hash to answer may get an entry.
+            if snapshot || live.unchanged_since(stable) || matches!(outcome, Verdict::Conflict) {
+                done.verdict = outcome;
+                done.read = keep_while_open(live, stable);
+                self.uploaded.fetch_add(size, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        done: &mut Transferred,
+        put: &PlannedPut,
+        body: Body,
+        digests: &Digests,
+        looked: Option<BaseVersion>,
+    ) -> Result<Verdict, Failed> {
+        let Some(expect) = self.expect(&done.row, looked).await? else {
+            return Ok(self.same_change(done.row.path.as_str(), put, digests).await?);
+        };
+        // One id until the row is settled: whatever state of the file an upload of ours left there is ours to replace.
+        let id = done.row.upload.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |mark| mark.id.clone());
+        let mark = UploadMark { id: id.clone(), sha256: digests.sha256.clone(), size: digests.size };
+        if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
+            return Ok(Verdict::Again);
+        }
+        done.row.upload = Some(mark);
+        let mut request =
+            Upload { key: done.row.path.to_string(), body, digests: digests.clone(), upload_id: id.clone(), expect };
+        loop {
+            match upload(&*self.store, &request).await? {
+                UploadOutcome::Stored(fingerprint) => {
+                    let entry = new_entry(put, digests.size, Some(digests.sha256.clone()));
+                    let confirmed = Instant::now();
+                    let uploaded = Uploaded { fingerprint: fingerprint.clone(), upload_id: id, confirmed };
+                    return Ok(Verdict::Commit(Change::Put(entry, uploaded), fingerprint));
+                }
+                UploadOutcome::Conflict(_) => return Ok(Verdict::Conflict),
+                // An edit against a removal: the edit is kept.
+                UploadOutcome::Vanished if request.expect != Expect::Absent => request.expect = Expect::Absent,
+                UploadOutcome::Vanished => return Ok(Verdict::Again),
+            }
+        }
+    }
+
+    /// Another writer replaced the object: a conflict, unless it did so with the same bytes.
+    async fn same_change(&self, key: &str, put: &PlannedPut, digests: &Digests) -> Result<Verdict, StoreError> {
+        let info = match self.store.head(key).await {
+            Ok(info) => info,
+            Err(error) if error.is_not_found() => return Ok(Verdict::Again),
+            Err(error) => return Err(error),
+        };
+        if !holds_bytes(&*self.store, key, &info, digests).await? {
+            return Ok(Verdict::Conflict);
+        }
+        let entry = new_entry(put, digests.size, Some(digests.sha256.clone()));
+        let fingerprint = info.fingerprint;
+        let there = Uploaded { fingerprint: fingerprint.clone(), upload_id: String::new(), confirmed: Instant::now() };
+        Ok(Verdict::Commit(Change::Put(entry, there), fingerprint))
+    }
+
+    /// An object that an earlier push of ours left behind: its version.
+    pub(super) async fn own_upload(&self, key: &str, mark: &UploadMark) -> Result<Option<Fingerprint>, StoreError> {
+        match self.store.head(key).await {
+            Ok(info) if info.metadata.get(META_UPLOAD_ID) == Some(&mark.id) => Ok(info.fingerprint),
+            Ok(_) => Ok(None),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the object must be for us to replace it; `None`: it is another writer's. An earlier push of ours may have
+    /// replaced it already.
+    pub(super) async fn expect(
+        &self,
+        row: &PlannedRow,
+        looked: Option<BaseVersion>,
+    ) -> Result<Option<Expect>, StoreError> {
+        if let Some(mark) = &row.upload
+            && let Some(left) = self.own_upload(row.path.as_str(), mark).await?
+        {
+            return Ok(Some(Expect::Version(left)));
+        }
+        let Some(replaced) = &row.replaces else {
+            // What was removed here before may not be deleted yet; it is ours to replace.
+            let left = self.volume.pending_delete_of(row.path.as_str());
+            return Ok(Some(left.map_or(Expect::Absent, Expect::Version)));
+        };
+        if let Some(known) = &replaced.fingerprint {
+            return Ok(Some(Expect::Version(known.clone())));
+        }
+        Ok(match looked {
+            Some(BaseVersion::Found(fingerprint)) => Some(Expect::Version(fingerprint)),
+            Some(BaseVersion::Missing) => Some(Expect::Absent),
+            Some(BaseVersion::Different(_)) | None => None,
+        })
+    }
+}
+
+/// A content that somebody else has open can still change before its row is settled, or has changed. One that nobody has
+/// open cannot: an open for writing gives the row a new generation.
+fn keep_while_open(live: &Arc<LiveContent>, stable: Stable) -> Option<(Arc<LiveContent>, Stable)> {
+    // In this order: who closes it after the first look has done all writing before the second.
+    let others = live.handles() > 1;
+    (others || !live.unchanged_since(stable)).then(|| (Arc::clone(live), stable))
+}
+
+async fn read_whole(file: Arc<std::fs::File>, size: u64) -> Result<bytes::Bytes, String> {
+    let read = move || {
+        let mut buffer = vec![0; usize::try_from(size).unwrap_or(0)];
+        file.read_exact_at(&mut buffer, 0).map(|()| bytes::Bytes::from(buffer))
+    };
+    let result = tokio::task::spawn_blocking(read).await.map_err(|e| e.to_string())?;
+    result.map_err(|e| format!("cannot read the cache: {e}"))
+}
+
+/// The version in the bucket that has these bytes under this name already.
+fn same_bytes(done: &Transferred, put: &PlannedPut, digests: &Digests) -> Option<Version> {
+    if done.row.upload.is_some() {
+        // An upload that was not settled may have replaced it.
+        return None;
+    }
+    let fits = |entry: &Entry| entry.size == digests.size && entry.sha256.as_deref() == Some(&digests.sha256);
+    if let Some(origin) = put.origin.as_ref().filter(|o| o.key == done.row.path.as_str() && fits(&o.entry)) {
+        return Some(origin.clone());
+    }
+    let replaced = done.row.replaces.as_ref().filter(|r| fits(&r.entry))?;
+    let (entry, fingerprint) = (replaced.entry.clone(), replaced.fingerprint.clone());
+    Some(Version { key: done.row.path.to_string(), entry, fingerprint })
+}
+
+pub(super) fn new_entry(put: &PlannedPut, size: u64, sha256: Option<String>) -> Entry {
+    Entry {
+        size,
+        last_modified: format_nanos(now_nanos()),
+        local_mtime: Some(format_nanos(put.mtime)),
+        sha256,
+        mode: put.mode.map(str::to_owned),
+        extra: None,
+    }
+}
+
+/// The entry of an object that stays, with our attributes.
+pub(super) fn fields_entry(origin: &Version, put: &PlannedPut) -> Entry {
+    Entry { local_mtime: Some(format_nanos(put.mtime)), mode: put.mode.map(str::to_owned), ..origin.entry.clone() }
+}
