@@ -437,7 +437,6 @@ impl Volume {
         if live.as_ref().is_some_and(|l| l.writers() > 0) {
             // Still open for writing: what is written next must be found after a crash, and its age counts from now.
             inner.stamps.remove(path);
-            inner.stamps.remove(path);
             let delta = Delta::Put { origin: Some(version.clone()), suspect: true };
             let generation = row.generation;
             changes.delta(path, Some(DeltaRow { generation, delta, replaces: Some(replaced), upload: None }));
