@@ -8,8 +8,8 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use support::model::{Files, check_bucket, check_mount, seeded, set};
-use support::mount::{Lab, Machine, Mount, is_mounted};
+use support::model::{Files, check_bucket, check_mount, seeded, set, start_flush};
+use support::mount::{Lab, Mount, is_mounted};
 use support::s3_server::{Action, Fault, Gate};
 
 fn open_append(mount: &Mount<'_>, name: &str) -> fs::File {
@@ -258,13 +258,6 @@ fn names_modes_links_and_directories_survive_a_kill() {
     assert_eq!(mount.unmount(), 0);
     assert_eq!(lab.entries()["remote"]["mode"], "100755");
     assert_eq!(lab.entries()["link"]["mode"], "120000");
-}
-
-/// Starts a flush in the background that a kill will end.
-fn start_flush(machine: &Machine<'_>) -> std::process::Child {
-    let mut command = machine.command();
-    command.arg("flush").arg(machine.mountpoint());
-    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
 }
 
 /// Where a push is killed.

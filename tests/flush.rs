@@ -172,13 +172,16 @@ fn contents_come_before_entries_and_entries_go_before_objects() {
     assert_eq!(lab.object(".datastore.lock"), None);
 }
 
+/// What it is, what it does, and whether the index changes.
+type Step = (&'static str, fn(&Mount<'_>), bool);
+
 #[test]
 fn what_did_not_change_is_not_pushed() {
     let lab = Lab::s3();
     lab.seed(&[("file", b"bytes"), ("twin", b"twin"), ("script", b"#!"), ("touched", b"t"), ("kept", b"kept")]);
     let machine = lab.machine();
     let mount = machine.mount();
-    let changes: &[(&str, fn(&Mount<'_>), bool)] = &[
+    let changes: &[Step] = &[
         ("open for writing and close", |m| drop(read_write(m, "file")), false),
         ("read", |m| drop(m.read("file")), false),
         ("mkdir", |m| fs::create_dir(m.path("empty")).unwrap(), false),

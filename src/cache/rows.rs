@@ -131,6 +131,9 @@ pub struct UploadMark {
     pub sha256: String,
     /// Its size in bytes.
     pub size: u64,
+    /// Under which key, when the file was renamed since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// What became of a path since the base.

@@ -391,6 +391,7 @@ impl Volume {
             if let Delta::Put { origin: Some(origin), .. } = &row.delta {
                 needed.insert(origin.key.clone());
             }
+            needed.extend(row.upload.as_ref().and_then(|mark| mark.key.clone()));
         }
         for live in inner.live.values().filter(|live| live.handles() > 0) {
             let state = live.state();

@@ -160,7 +160,15 @@ impl Volume {
         let puts: Vec<_> = moved
             .iter()
             .map(|file| {
-                let row = inner.put_row(&file.to, file.origin.clone(), file.suspect);
+                let mut row = inner.put_row(&file.to, file.origin.clone(), file.suspect);
+                let mark = inner.deltas.get(&file.from).and_then(|row| row.upload.clone());
+                if let (Some(row), Some(mark), Some(_)) = (&mut row, mark, &file.origin)
+                    && row.upload.is_none()
+                {
+                    // A copy of the origin may lie under the old name, and be all that is left of it.
+                    let key = mark.key.clone().or_else(|| Some(file.from.clone()));
+                    row.upload = Some(crate::cache::rows::UploadMark { key, ..mark });
+                }
                 (file, row, self.moved_node_row(inner, file))
             })
             .collect();

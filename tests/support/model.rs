@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use super::mount::{Lab, Mount};
+use super::mount::{Lab, Machine, Mount};
 
 /// Paths and bytes: what a mount should show.
 pub type Files = BTreeMap<String, Vec<u8>>;
@@ -46,4 +46,11 @@ pub fn check_bucket(lab: &Lab, expected: &Files, what: &str) {
 /// The model of a write.
 pub fn set(files: &mut Files, name: &str, text: &str) {
     files.insert(name.to_owned(), text.as_bytes().to_vec());
+}
+
+/// Starts a flush in the background that a kill will end.
+pub fn start_flush(machine: &Machine<'_>) -> std::process::Child {
+    let mut command = machine.command();
+    command.arg("flush").arg(machine.mountpoint());
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
 }

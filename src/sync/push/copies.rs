@@ -53,6 +53,16 @@ impl Engine {
         if self.volume.has_local_content(put.ino) {
             return self.upload_row(done, &PlannedPut { origin: None, suspect: false, ..put.clone() }, looked).await;
         }
+        // Or an interrupted push copied them to the name that the file had then.
+        if let Some((mark, key)) = done.row.upload.clone().and_then(|mark| mark.key.clone().map(|key| (mark, key)))
+            && let Some(left) = self.own_upload(&key, &mark).await?
+        {
+            let made = Version { key, entry: origin.entry.clone(), fingerprint: Some(left.clone()) };
+            if self.copy(&mut done, &made, left, put, looked).await? {
+                done.copied = Some(origin);
+                return Ok(done);
+            }
+        }
         done.verdict = Verdict::OriginLost;
         Ok(done)
     }
@@ -72,7 +82,9 @@ impl Engine {
             return Ok(true);
         };
         let sha256 = origin.entry.sha256.clone().unwrap_or_default();
-        let mark = UploadMark { id: uuid::Uuid::new_v4().to_string(), sha256: sha256.clone(), size: origin.entry.size };
+        let before = done.row.upload.as_ref().and_then(|mark| mark.key.clone());
+        let id = uuid::Uuid::new_v4().to_string();
+        let mark = UploadMark { id, sha256: sha256.clone(), size: origin.entry.size, key: before };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(true);
         }

@@ -113,7 +113,7 @@ impl Engine {
         };
         // One id until the row is settled: whatever state of the file an upload of ours left there is ours to replace.
         let id = done.row.upload.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |mark| mark.id.clone());
-        let mark = UploadMark { id: id.clone(), sha256: digests.sha256.clone(), size: digests.size };
+        let mark = UploadMark { id: id.clone(), sha256: digests.sha256.clone(), size: digests.size, key: None };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(Verdict::Again);
         }
