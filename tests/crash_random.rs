@@ -4,7 +4,6 @@
 mod support;
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use support::model::{Files, check_bucket, check_mount, seeded, start_flush};
