@@ -13,7 +13,7 @@ use super::super::upload::{Expect, metadata};
 use super::transfer::{Failed, Transferred, Verdict};
 use super::uploads::new_entry;
 use crate::cache::rows::{UploadMark, Version};
-use crate::store::{CopySource, Fingerprint, Precondition, StoreErrorKind};
+use crate::store::{CopySource, Fingerprint, Precondition, StoreError, StoreErrorKind};
 use crate::volume::PlannedPut;
 
 impl Engine {
@@ -27,8 +27,7 @@ impl Engine {
         // An interrupted push may have made the copy, and replaced the origin after it.
         let (size, sha256) = (origin.entry.size, origin.entry.sha256.clone());
         if let Some(mark) = done.row.upload.clone()
-            && (mark.size, mark.sha256.as_str()) == (size, sha256.as_deref().unwrap_or_default())
-            && let Some(left) = self.own_upload(done.row.path.as_str(), &mark).await?
+            && let Some(left) = self.own_copy(done.row.path.as_str(), &mark, &origin).await?
         {
             let there = Uploaded { fingerprint: Some(left.clone()), upload_id: mark.id, confirmed: Instant::now() };
             done.verdict = Verdict::Commit(Change::Put(new_entry(put, size, sha256), there), Some(left));
@@ -55,7 +54,7 @@ impl Engine {
         }
         // Or an interrupted push copied them to the name that the file had then.
         if let Some((mark, key)) = done.row.upload.clone().and_then(|mark| mark.key.clone().map(|key| (mark, key)))
-            && let Some(left) = self.own_upload(&key, &mark).await?
+            && let Some(left) = self.own_copy(&key, &mark, &origin).await?
         {
             let made = Version { key, entry: origin.entry.clone(), fingerprint: Some(left.clone()) };
             if self.copy(&mut done, &made, left, put, looked).await? {
@@ -65,6 +64,21 @@ impl Engine {
         }
         done.verdict = Verdict::OriginLost;
         Ok(done)
+    }
+
+    /// A copy of these bytes that an earlier push of ours made: its version.
+    async fn own_copy(
+        &self,
+        key: &str,
+        mark: &UploadMark,
+        origin: &Version,
+    ) -> Result<Option<Fingerprint>, StoreError> {
+        let made = self.own_upload(key, mark).await?.filter(|made| {
+            made.sha256 == origin.entry.sha256
+                && (mark.size, mark.sha256.as_str())
+                    == (origin.entry.size, origin.entry.sha256.as_deref().unwrap_or_default())
+        });
+        Ok(made.map(|made| made.fingerprint))
     }
 
     /// `false`: the origin is not there any more.
@@ -82,8 +96,11 @@ impl Engine {
             return Ok(true);
         };
         let sha256 = origin.entry.sha256.clone().unwrap_or_default();
-        let before = done.row.upload.as_ref().and_then(|mark| mark.key.clone());
-        let id = uuid::Uuid::new_v4().to_string();
+        // One id until the row is settled, as for uploads; without a hash two states could not be told apart.
+        let before = done.row.upload.as_ref();
+        let kept = before.filter(|mark| mark.key.is_none() && !sha256.is_empty()).map(|mark| mark.id.clone());
+        let id = kept.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let before = before.and_then(|mark| mark.key.clone());
         let mark = UploadMark { id, sha256: sha256.clone(), size: origin.entry.size, key: before };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(true);
@@ -105,7 +122,7 @@ impl Engine {
                     StoreErrorKind::Precondition | StoreErrorKind::NotFound | StoreErrorKind::Undecided
                 ) =>
             {
-                match self.own_upload(key, &mark).await? {
+                match self.own_copy(key, &mark, origin).await? {
                     Some(fingerprint) => Some(fingerprint),
                     None => {
                         // Which of the two conditions failed?

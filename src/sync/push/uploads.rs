@@ -14,7 +14,7 @@ use super::super::Engine;
 use super::super::base::{BaseVersion, holds_bytes};
 use super::super::hash::{Digests, digest};
 use super::super::merge::{Change, Uploaded};
-use super::super::upload::{Expect, META_UPLOAD_ID, Upload, UploadOutcome, upload};
+use super::super::upload::{Expect, META_SHA256, META_UPLOAD_ID, Upload, UploadOutcome, upload};
 use super::transfer::{Failed, Transferred, Verdict};
 use crate::cache::rows::{UploadMark, Version};
 use crate::datastore::{Entry, format_nanos, now_nanos};
@@ -25,6 +25,13 @@ use crate::volume::{LiveContent, PlannedPut, PlannedRow, Stable, VolumeError};
 const TORN_RETRIES: u32 = 3;
 /// Files up to this size are copied first, so that one that never rests is pushed all the same.
 const SNAPSHOT_MAX: u64 = 4 << 20;
+
+/// An object that carries the upload id of a row: some state of its file, not always the latest.
+pub(super) struct OwnUpload {
+    pub fingerprint: Fingerprint,
+    /// Hash of its bytes, where the upload knew it.
+    pub sha256: Option<String>,
+}
 
 impl Engine {
     pub(super) async fn upload_row(
@@ -153,9 +160,12 @@ impl Engine {
     }
 
     /// An object that an earlier push of ours left behind: its version.
-    pub(super) async fn own_upload(&self, key: &str, mark: &UploadMark) -> Result<Option<Fingerprint>, StoreError> {
+    pub(super) async fn own_upload(&self, key: &str, mark: &UploadMark) -> Result<Option<OwnUpload>, StoreError> {
         match self.store.head(key).await {
-            Ok(info) if info.metadata.get(META_UPLOAD_ID) == Some(&mark.id) => Ok(info.fingerprint),
+            Ok(info) if info.metadata.get(META_UPLOAD_ID) == Some(&mark.id) => {
+                let sha256 = info.metadata.get(META_SHA256).cloned();
+                Ok(info.fingerprint.map(|fingerprint| OwnUpload { fingerprint, sha256 }))
+            }
             Ok(_) => Ok(None),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -172,7 +182,7 @@ impl Engine {
         if let Some(mark) = &row.upload
             && let Some(left) = self.own_upload(row.path.as_str(), mark).await?
         {
-            return Ok(Some(Expect::Version(left)));
+            return Ok(Some(Expect::Version(left.fingerprint)));
         }
         let Some(replaced) = &row.replaces else {
             // What was removed here before may not be deleted yet; it is ours to replace.
