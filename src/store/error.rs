@@ -31,6 +31,39 @@ pub enum StoreErrorKind {
     Other,
 }
 
+/// What to check depends on whose store it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Service {
+    /// A directory, or not known.
+    #[default]
+    Any,
+    /// S3 and what speaks its protocol.
+    S3,
+    /// Google Cloud Storage.
+    Google,
+}
+
+impl Service {
+    /// What to check after such a failure; may be empty.
+    fn advice(self, kind: StoreErrorKind) -> &'static str {
+        match (kind, self) {
+            (StoreErrorKind::Forbidden, Self::S3) => {
+                "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, …), their permissions on the bucket, and the endpoint and region"
+            }
+            (StoreErrorKind::Forbidden, Self::Google) => {
+                "check Google's application default credentials (GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`, or the machine's service account) and their permissions on the bucket"
+            }
+            (StoreErrorKind::Forbidden, Self::Any) => "check the permissions",
+            (StoreErrorKind::NoSuchBucket, Self::S3) => "check the bucket's name, the region and the endpoint",
+            (StoreErrorKind::NoSuchBucket, Self::Google) => "check the bucket's name",
+            (StoreErrorKind::NoSuchBucket, Self::Any) => "check the directory's name",
+            (StoreErrorKind::Unreachable, _) => "check the network and the endpoint",
+            (StoreErrorKind::Throttled, _) => "the store asks for fewer requests, try again later",
+            _ => "",
+        }
+    }
+}
+
 /// A failed request.
 #[derive(Clone, Debug, thiserror::Error)]
 pub struct StoreError {
@@ -48,6 +81,8 @@ pub struct StoreError {
     pub request_id: Option<String>,
     /// Cause in words; at most 256 bytes of a body that did not parse.
     pub message: String,
+    /// Whose advice to give.
+    pub service: Service,
 }
 
 impl StoreError {
@@ -61,6 +96,7 @@ impl StoreError {
             code: None,
             request_id: None,
             message: message.into(),
+            service: Service::default(),
         }
     }
 
@@ -102,14 +138,9 @@ impl fmt::Display for StoreError {
             }
             write!(f, ")")?;
         }
-        match self.kind {
-            StoreErrorKind::Forbidden => f.write_str(
-                "; check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, …), their permissions on the bucket, and the endpoint and region",
-            ),
-            StoreErrorKind::NoSuchBucket => f.write_str("; check the bucket's name, the region and the endpoint"),
-            StoreErrorKind::Unreachable => f.write_str("; check the network and the endpoint"),
-            StoreErrorKind::Throttled => f.write_str("; the store asks for fewer requests, try again later"),
-            _ => Ok(()),
+        match self.service.advice(self.kind) {
+            "" => Ok(()),
+            advice => write!(f, "; {advice}"),
         }
     }
 }

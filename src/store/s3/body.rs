@@ -12,29 +12,20 @@ use std::task::{Context, Poll, ready};
 use aws_sdk_s3::primitives::{ByteStream as SdkStream, SdkBody};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use md5::{Digest, Md5};
 use tokio::task::JoinHandle;
 
+use crate::store::content::{CHUNK, ContentError, fold, read_chunk, slice};
 use crate::store::retry::Progress;
 use crate::store::{Body, ByteStream, StoreError, StoreErrorKind};
 
-/// Bytes read and handed over at a time.
-const CHUNK: u64 = 512 << 10;
 /// Bodies in memory up to this size are signed and sent whole.
 const WHOLE: u64 = 256 << 10;
 
-/// The content could not be read while it was sent.
-#[derive(Debug, thiserror::Error)]
-#[error("the content cannot be read at byte {offset}: {source}")]
-pub(super) struct BodyError {
-    offset: u64,
-    source: io::Error,
-}
-
 /// The body of one attempt.
-pub(super) fn outgoing(body: &Body, range: Range<u64>, progress: Progress) -> Result<SdkStream, BodyError> {
+pub(super) fn outgoing(body: &Body, range: Range<u64>, progress: Progress) -> Result<SdkStream, ContentError> {
     if let Body::Bytes(bytes) = body
         && range.end - range.start <= WHOLE
     {
@@ -43,48 +34,22 @@ pub(super) fn outgoing(body: &Body, range: Range<u64>, progress: Progress) -> Re
     Ok(SdkStream::new(SdkBody::from_body_1_x(Outgoing { body: body.clone(), next: range, reading: None, progress })))
 }
 
-fn slice(bytes: &Bytes, range: &Range<u64>) -> Result<Bytes, BodyError> {
-    let too_short = || BodyError { offset: range.start, source: io::ErrorKind::UnexpectedEof.into() };
-    let (Ok(start), Ok(end)) = (usize::try_from(range.start), usize::try_from(range.end)) else {
-        return Err(too_short());
-    };
-    if start > end || end > bytes.len() {
-        return Err(too_short());
-    }
-    Ok(bytes.slice(start..end))
-}
-
-/// Reads one chunk of a file.
-async fn read_chunk(body: Body, range: Range<u64>) -> Result<Bytes, BodyError> {
-    if let Body::Bytes(bytes) = &body {
-        return slice(bytes, &range);
-    }
-    let offset = range.start;
-    let failed = |source| BodyError { offset, source };
-    let length = usize::try_from(range.end - range.start).map_err(io::Error::other).map_err(failed)?;
-    let read = tokio::task::spawn_blocking(move || {
-        let mut buffer = BytesMut::zeroed(length);
-        body.read_exact_at(&mut buffer, offset).map(|()| buffer.freeze())
-    });
-    read.await.map_err(io::Error::other).and_then(|outcome| outcome).map_err(failed)
-}
-
 /// A part of a [`Body`] as an HTTP body.
 struct Outgoing {
     body: Body,
     next: Range<u64>,
-    reading: Option<JoinHandle<Result<Bytes, BodyError>>>,
+    reading: Option<JoinHandle<Result<Bytes, ContentError>>>,
     progress: Progress,
 }
 
 impl http_body::Body for Outgoing {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = ContentError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ContentError>>> {
         let this = &mut *self;
         if this.next.is_empty() {
             return Poll::Ready(None);
@@ -97,7 +62,7 @@ impl http_body::Body for Outgoing {
             let reading = this.reading.get_or_insert_with(|| tokio::spawn(read_chunk(body.clone(), chunk.clone())));
             let outcome = ready!(Pin::new(reading).poll(context));
             this.reading = None;
-            outcome.unwrap_or_else(|error| Err(BodyError { offset: chunk.start, source: io::Error::other(error) }))
+            outcome.unwrap_or_else(|error| Err(ContentError { offset: chunk.start, source: io::Error::other(error) }))
         };
         match outcome {
             Ok(bytes) => {
@@ -122,29 +87,9 @@ impl http_body::Body for Outgoing {
 }
 
 /// Content-MD5 of a part of a body.
-pub(super) async fn content_md5(body: &Body, range: Range<u64>) -> Result<String, BodyError> {
-    let body = body.clone();
-    let offset = range.start;
-    let hashed = tokio::task::spawn_blocking(move || hash(&body, range));
-    let digest = hashed.await.unwrap_or_else(|error| Err(BodyError { offset, source: io::Error::other(error) }))?;
-    Ok(encode_md5(&digest))
-}
-
-fn hash(body: &Body, range: Range<u64>) -> Result<[u8; 16], BodyError> {
-    let mut hasher = Md5::new();
-    if let Body::Bytes(bytes) = body {
-        hasher.update(slice(bytes, &range)?);
-        return Ok(hasher.finalize().into());
-    }
-    let mut buffer = vec![0; usize::try_from(CHUNK.min(range.end - range.start)).unwrap_or_default()];
-    let mut offset = range.start;
-    while offset < range.end {
-        let length = usize::try_from(range.end - offset).unwrap_or(usize::MAX).min(buffer.len());
-        body.read_exact_at(&mut buffer[..length], offset).map_err(|source| BodyError { offset, source })?;
-        hasher.update(&buffer[..length]);
-        offset += length as u64;
-    }
-    Ok(hasher.finalize().into())
+pub(super) async fn content_md5(body: &Body, range: Range<u64>) -> Result<String, ContentError> {
+    let hasher = fold(body, range, Md5::new(), |hasher, chunk| hasher.update(chunk)).await?;
+    Ok(encode_md5(&hasher.finalize().into()))
 }
 
 /// The header's notation of a digest.

@@ -9,7 +9,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use crate::store::retry::{Call, Failure};
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Service, StoreError, StoreErrorKind};
 
 /// Most bytes of an unreadable body that a message quotes.
 const QUOTED: usize = 256;
@@ -51,6 +51,7 @@ fn answered<E: ProvideErrorMetadata>(call: &Call<'_>, raw: &HttpResponse, servic
         code,
         request_id: request_id.map(str::to_owned),
         message,
+        service: Service::S3,
     };
     Failure::from(error)
 }
@@ -102,7 +103,7 @@ where
     E: Error + Send + Sync + 'static,
 {
     let text = chain(error);
-    if let Some(local) = find::<super::body::BodyError>(error) {
+    if let Some(local) = find::<crate::store::content::ContentError>(error) {
         let failed = StoreError::new(StoreErrorKind::Local, call.operation, call.key, local.to_string());
         return Failure { error: failed, no_effect: true };
     }
@@ -116,7 +117,8 @@ where
         _ if text.contains("credential") => (StoreErrorKind::Forbidden, true),
         _ => (StoreErrorKind::Other, false),
     };
-    Failure { error: StoreError::new(kind, call.operation, call.key, text), no_effect }
+    let error = StoreError { service: Service::S3, ..StoreError::new(kind, call.operation, call.key, text) };
+    Failure { error, no_effect }
 }
 
 /// An error and its causes in one line; repetitions left out.

@@ -10,10 +10,11 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use futures_util::{StreamExt, TryStreamExt};
 
-use super::body::{self, BodyError};
+use super::body;
 use super::read::{ServerDate, fingerprint, quoted};
 use super::write::{absent_is_precondition, conditions, copy_allowance, some_metadata};
 use super::{S3Store, errors};
+use crate::store::content::ContentError;
 use crate::store::retry::Call;
 use crate::store::{
     CopySource, Fingerprint, Precondition, PutRequest, Result, StoreError, StoreErrorKind, Stored, UserMetadata,
@@ -163,7 +164,7 @@ impl S3Store {
         range: Range<u64>,
     ) -> Result<CompletedPart> {
         let key = &request.key;
-        let local = |error: BodyError| StoreError::new(StoreErrorKind::Local, "write", key, error.to_string());
+        let local = |error: ContentError| StoreError::new(StoreErrorKind::Local, "write", key, error.to_string());
         let length = i64::try_from(range.end - range.start);
         let length = length.map_err(|error| StoreError::other("write", key, error.to_string()))?;
         let md5 = body::content_md5(&request.body, range.clone()).await.map_err(local)?;

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use aws_sdk_s3::types::MetadataDirective;
 
-use super::body::{self, BodyError};
+use super::body;
 use super::read::{ServerDate, fingerprint, quoted};
 use super::{S3Store, encode, errors};
+use crate::store::content::ContentError;
 use crate::store::retry::Call;
 use crate::store::{
     CopySource, Fingerprint, Precondition, PutRequest, Result, StoreError, StoreErrorKind, Stored, UserMetadata,
@@ -48,7 +49,8 @@ impl S3Store {
 
     pub(super) async fn put_single(&self, request: &PutRequest) -> Result<Stored> {
         let size = request.body.size();
-        let local = |error: BodyError| StoreError::new(StoreErrorKind::Local, "write", &request.key, error.to_string());
+        let local =
+            |error: ContentError| StoreError::new(StoreErrorKind::Local, "write", &request.key, error.to_string());
         let length =
             i64::try_from(size).map_err(|error| StoreError::other("write", &request.key, error.to_string()))?;
         let md5 = match &request.md5 {
