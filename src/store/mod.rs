@@ -5,19 +5,28 @@
 //! [`StoreErrorKind::Precondition`], an absent object is [`StoreErrorKind::NotFound`], and *everything else* says nothing
 //! about whether the object exists. Bodies are streams: no backend ever holds a whole large object in memory.
 
+#[cfg(any(feature = "s3", feature = "gcs"))]
+mod content;
 pub mod dir;
 mod error;
+#[cfg(feature = "gcs")]
+pub mod gcs;
+#[cfg_attr(not(any(feature = "s3", feature = "gcs")), allow(dead_code))]
 mod retry;
+#[cfg(feature = "s3")]
 pub mod s3;
 mod types;
 
 pub use dir::DirStore;
-pub use error::{StoreError, StoreErrorKind};
+pub use error::{Service, StoreError, StoreErrorKind};
+#[cfg(feature = "gcs")]
+pub use gcs::{GcsOptions, GcsStore};
 pub use retry::RequestPolicy;
+#[cfg(feature = "s3")]
 pub use s3::{PartLimits, S3Options, S3Store};
 pub use types::{
-    Body, ByteStream, Condition, CopySource, Fetched, Fingerprint, GetRequest, ListPage, ListRequest, Listed,
-    ObjectInfo, Precondition, PutRequest, Stored, UserMetadata,
+    Body, ByteStream, Condition, CopySource, Fetched, Fingerprint, FingerprintName, GetRequest, ListPage, ListRequest,
+    Listed, ObjectInfo, Precondition, PutRequest, Stored, UserMetadata,
 };
 
 use async_trait::async_trait;
@@ -34,6 +43,11 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 pub trait ObjectStore: Send + Sync + 'static {
     /// The source as users write it, such as `s3://bucket/prefix`; for messages.
     fn describe(&self) -> String;
+
+    /// How the reference clients of this store name the fingerprint of an index in their sidecar.
+    fn fingerprint_name(&self) -> FingerprintName {
+        FingerprintName::ETag
+    }
 
     /// Size, fingerprint and metadata of an object.
     async fn head(&self, key: &str) -> Result<ObjectInfo>;

@@ -179,7 +179,7 @@ impl RequestPolicy {
     }
 
     /// The pause after attempt number `made`, which counts from one.
-    fn pause(&self, made: u32) -> Duration {
+    pub(in crate::store) fn pause(&self, made: u32) -> Duration {
         let growth = 3u32.saturating_pow(made.saturating_sub(1));
         self.first_backoff.saturating_mul(growth).min(LONGEST_PAUSE).mul_f64(0.75 + fastrand::f64() * 0.5)
     }

@@ -15,7 +15,8 @@ use time::OffsetDateTime;
 
 use super::StoreError;
 
-/// Which version of an object: an S3 ETag without quotes. Opaque; equal strings mean equal bytes.
+/// Which version of an object: an S3 ETag without quotes, a generation of Google Cloud Storage in decimal. Opaque; equal
+/// strings mean equal bytes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fingerprint(Box<str>);
 
@@ -54,14 +55,23 @@ impl fmt::Display for Fingerprint {
     }
 }
 
+/// What a store calls its fingerprints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FingerprintName {
+    /// S3's entity tags (directories that play a bucket follow it).
+    ETag,
+    /// Generations of Google Cloud Storage.
+    Generation,
+}
+
 /// What must be true of the target of a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Precondition {
     /// Write whatever is there.
     None,
-    /// Only if no object has that key (`If-None-Match: *`).
+    /// Only if no object has that key (`If-None-Match: *`, `ifGenerationMatch=0`).
     Absent,
-    /// Only if the object still has this fingerprint (`If-Match`).
+    /// Only if the object still has this fingerprint (`If-Match`, `ifGenerationMatch`).
     Match(Fingerprint),
 }
 
@@ -119,9 +129,9 @@ pub struct ObjectInfo {
     pub size: u64,
     /// Its version.
     pub fingerprint: Option<Fingerprint>,
-    /// Last modification by the store's clock (S3: whole seconds).
+    /// Last modification by the store's clock (S3: whole seconds), when the answer tells.
     pub last_modified: Option<OffsetDateTime>,
-    /// The store's clock when it answered (the `Date` header).
+    /// The store's clock when it answered (the `Date` header), when the answer tells.
     pub server_date: Option<OffsetDateTime>,
     /// User metadata.
     pub metadata: UserMetadata,
