@@ -37,18 +37,18 @@ fn failed(operation: &'static str) -> impl FnOnce(std::io::Error) -> CacheError 
 }
 
 impl ReferenceCache {
-    /// Opens `root/cache`, making it when it is missing.
+    /// Opens `root/cache`, making it when it is missing; its sidecar has the flavour of the store's reference clients.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn open(root: &Path) -> Result<Self> {
+    pub fn open(root: &Path, flavour: Flavour) -> Result<Self> {
         let dir = CacheDir::create(&root.join("cache")).map_err(failed("open"))?;
         if !dir.try_lock().map_err(failed("lock"))? {
             let busy =
                 std::io::Error::new(std::io::ErrorKind::WouldBlock, "a pull or push works in it; wait for its end");
             return Err(failed("use")(busy));
         }
-        Ok(Self { dir, flavour: Flavour::S3 })
+        Ok(Self { dir, flavour })
     }
 
     /// The directory.

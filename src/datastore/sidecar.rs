@@ -12,7 +12,7 @@ use super::cache_dir::{CacheDir, FileKind};
 use super::index::Index;
 use super::names::is_rewritten_in_place;
 use super::timestamp::{self, NANOS_PER_MS};
-use crate::store::Fingerprint;
+use crate::store::{Fingerprint, FingerprintName, ObjectStore};
 
 /// Whose name the fingerprint field has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,14 @@ pub enum Flavour {
 }
 
 impl Flavour {
+    /// That of the reference clients for this store.
+    pub fn of(store: &dyn ObjectStore) -> Self {
+        match store.fingerprint_name() {
+            FingerprintName::ETag => Self::S3,
+            FingerprintName::Generation => Self::Gcs,
+        }
+    }
+
     fn field(self) -> &'static str {
         match self {
             Self::S3 => "remoteIndexETag",

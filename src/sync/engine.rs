@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::notify::Notifications;
 use super::status::{Pending, Problem, Status, TimedError};
 use super::{FlushError, SyncError};
-use crate::datastore::{format_nanos, now_nanos};
+use crate::datastore::{Flavour, format_nanos, now_nanos};
 use crate::store::ObjectStore;
 use crate::volume::{Volume, VolumeOptions};
 
@@ -106,6 +106,7 @@ impl Engine {
             key_prefix_len: options.key_prefix_len,
             read_only: options.read_only,
             host: options.host.clone(),
+            flavour: Flavour::of(&*store),
             started_at: now_nanos(),
         };
         let volume = tokio::task::spawn_blocking(move || Volume::load(volume_options))

@@ -15,7 +15,7 @@ use super::{Result, Volume};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, NodeRow};
 use crate::cache::saved_base::{self, BaseRecord};
 use crate::cache::{ContentId, Contents, StateDb, reference::ReferenceCache};
-use crate::datastore::{Index, RelPath};
+use crate::datastore::{Flavour, Index, RelPath};
 use crate::tree::{Content, Ino, NodeData, Remote, Tree};
 
 /// How a volume is opened.
@@ -35,6 +35,8 @@ pub struct VolumeOptions {
     pub read_only: bool,
     /// This machine's name in conflict names.
     pub host: String,
+    /// Flavour of the sidecar in `cache/`.
+    pub flavour: Flavour,
     /// When the mount began, ns since the epoch: the mtime of directories that nobody touched.
     pub started_at: i64,
 }
@@ -47,7 +49,7 @@ impl Volume {
     pub fn load(options: VolumeOptions) -> Result<Self> {
         let db = StateDb::open(&options.root)?;
         let contents = Contents::open(&options.root)?;
-        let reference = ReferenceCache::open(&options.root)?;
+        let reference = ReferenceCache::open(&options.root, options.flavour)?;
         let base = load_base(&options, &db)?;
         let loaded = db.load()?;
         let stamp = db.meta("reference")?;

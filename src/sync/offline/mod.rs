@@ -15,7 +15,7 @@ mod session;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::datastore::{DatastoreError, Flavour, IndexProblem, LockError, LockOptions};
+use crate::datastore::{DatastoreError, IndexProblem, LockError, LockOptions};
 use crate::store::StoreError;
 
 pub use pull::pull;
@@ -28,8 +28,6 @@ pub struct OfflineOptions {
     pub concurrency: usize,
     /// Push to a store that ignores conditions, under the lock alone.
     pub unsafe_no_conditional_writes: bool,
-    /// Whose name the sidecar's fingerprint has.
-    pub flavour: Flavour,
     /// This host, for the names of conflicts.
     pub host: String,
     /// How to take the datastore's lock.
@@ -39,13 +37,7 @@ pub struct OfflineOptions {
 impl Default for OfflineOptions {
     fn default() -> Self {
         let lock = LockOptions::default();
-        Self {
-            concurrency: 16,
-            unsafe_no_conditional_writes: false,
-            flavour: Flavour::S3,
-            host: lock.hostname.clone(),
-            lock,
-        }
+        Self { concurrency: 16, unsafe_no_conditional_writes: false, host: lock.hostname.clone(), lock }
     }
 }
 

@@ -33,7 +33,7 @@ pub async fn pull(
     progress: &dyn Progress,
 ) -> Result<PullReport, OfflineError> {
     let mut report = PullReport::default();
-    let mut session = Session::open(cache, true, options)?;
+    let mut session = Session::open(&*store, cache, true, options)?;
     let Some(mut remote) = session.read_remote(&*store).await? else {
         return Ok(PullReport { up_to_date: true, clean: true, ..report });
     };
@@ -43,7 +43,7 @@ pub async fn pull(
             break;
         }
         // Objects are uploaded before their entries: perhaps the entries have arrived by now.
-        session = reopen(session, cache, options)?;
+        session = reopen(&*store, session, cache, options)?;
         let fresh = session.read_remote(&*store).await?;
         match fresh {
             Some(fresh) if attempt < ATTEMPTS && fresh.fingerprint != remote.fingerprint => remote = fresh,
@@ -56,10 +56,15 @@ pub async fn pull(
 }
 
 /// Looks at the directory again, as it is after a part of the work.
-fn reopen<'a>(session: Session<'a>, cache: &Path, options: &'a OfflineOptions) -> Result<Session<'a>, OfflineError> {
+fn reopen<'a>(
+    store: &dyn ObjectStore,
+    session: Session<'a>,
+    cache: &Path,
+    options: &'a OfflineOptions,
+) -> Result<Session<'a>, OfflineError> {
     let sidecar = session.sidecar.clone();
     drop(session);
-    let mut session = Session::open(cache, true, options)?;
+    let mut session = Session::open(store, cache, true, options)?;
     // The one that we found first decides the version and the unknown fields of the one that we leave.
     session.sidecar = sidecar;
     Ok(session)

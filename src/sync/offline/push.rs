@@ -32,7 +32,7 @@ pub async fn push(
     options: &OfflineOptions,
     progress: &dyn Progress,
 ) -> Result<PushReport, OfflineError> {
-    let session = Session::open(cache, false, options)?;
+    let session = Session::open(&*store, cache, false, options)?;
     let walk = disk(session.cache.walk(), "look through", cache)?;
     let remote = match session.read_remote(&*store).await? {
         Some(remote) => remote,

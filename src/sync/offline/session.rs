@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{OfflineError, OfflineOptions, disk};
 use crate::datastore::{
-    CacheDir, DatastoreError, Index, IndexRead, Sidecar, discover, read_index, timestamp, verify_complete,
+    CacheDir, DatastoreError, Flavour, Index, IndexRead, Sidecar, discover, read_index, timestamp, verify_complete,
 };
 use crate::store::{Fingerprint, ObjectStore};
 
@@ -31,12 +31,19 @@ pub(super) struct Session<'a> {
     /// The copy of the index as it was found: where the files here came from.
     pub old: Option<Index>,
     pub options: &'a OfflineOptions,
+    flavour: Flavour,
     trusted: Option<Fingerprint>,
 }
 
 impl<'a> Session<'a> {
     /// Opens (for a pull: makes) the directory and takes it.
-    pub fn open(path: &Path, create: bool, options: &'a OfflineOptions) -> Result<Self, OfflineError> {
+    pub fn open(
+        store: &dyn ObjectStore,
+        path: &Path,
+        create: bool,
+        options: &'a OfflineOptions,
+    ) -> Result<Self, OfflineError> {
+        let flavour = Flavour::of(store);
         let cache = if create { CacheDir::create(path) } else { CacheDir::open(path) };
         let cache = disk(cache, "open the cache directory", path)?;
         if !disk(cache.try_lock(), "lock the cache directory", path)? {
@@ -50,9 +57,9 @@ impl<'a> Session<'a> {
                 Err(error) => tracing::warn!(cache = %path.display(), %error, "the local copy of the index is ignored"),
             }
         }
-        let sidecar = Sidecar::read(&cache, options.flavour).sidecar().cloned();
+        let sidecar = Sidecar::read(&cache, flavour).sidecar().cloned();
         let trusted = sidecar.as_ref().and_then(|sidecar| sidecar.trusted_fingerprint(written));
-        Ok(Self { cache, sidecar, old, options, trusted })
+        Ok(Self { cache, sidecar, old, options, flavour, trusted })
     }
 
     /// Whether the sidecar promises a complete cache with nothing unpushed.
@@ -89,7 +96,7 @@ impl<'a> Session<'a> {
     /// Announces that the cache is about to be incomplete. Must succeed before the first change.
     pub fn mark_lazy(&self) -> Result<(), OfflineError> {
         let lazy = Sidecar::lazy(self.sidecar.as_ref());
-        disk(lazy.write(&self.cache, self.options.flavour, true), "write the sidecar in", self.cache.path())
+        disk(lazy.write(&self.cache, self.flavour, true), "write the sidecar in", self.cache.path())
     }
 
     /// Announces unpushed changes, when the sidecar denies them.
@@ -97,7 +104,7 @@ impl<'a> Session<'a> {
         match &self.sidecar {
             Some(sidecar) if !sidecar.local_dirty => {
                 let dirty = sidecar.mark_dirty();
-                disk(dirty.write(&self.cache, self.options.flavour, true), "write the sidecar in", self.cache.path())
+                disk(dirty.write(&self.cache, self.flavour, true), "write the sidecar in", self.cache.path())
             }
             _ => Ok(()),
         }
@@ -144,7 +151,7 @@ impl<'a> Session<'a> {
                 Sidecar::lazy(previous)
             }
         };
-        if let Err(error) = sidecar.write(&self.cache, self.options.flavour, false) {
+        if let Err(error) = sidecar.write(&self.cache, self.flavour, false) {
             tracing::warn!(cache = %path.display(), %error, "cannot write the sidecar");
             return Ok(false);
         }
