@@ -47,6 +47,7 @@ impl Home {
         StoreConfig {
             source: Source::parse(&self.source(), None).expect("a source"),
             region: None,
+            project: None,
             endpoint_url: None,
             force_path_style: false,
             request_timeout: Duration::from_secs(30),

@@ -70,7 +70,10 @@ pub struct StoreArgs {
     /// Region of the bucket (else as the AWS tools find it)
     #[arg(long)]
     pub region: Option<String>,
-    /// URL of an S3-compatible service (else as the AWS tools find it)
+    /// Project that requests to gs:// are accounted to (else as the credentials say)
+    #[arg(long)]
+    pub project: Option<String>,
+    /// URL of an S3-compatible service (else as the AWS tools find it), or of an emulator of gs:// (nothing is signed then)
     #[arg(long, value_name = "URL")]
     pub endpoint_url: Option<String>,
     /// Put the bucket into the path of requests, not into the host name
@@ -79,7 +82,7 @@ pub struct StoreArgs {
     /// Work below this prefix of the bucket
     #[arg(long)]
     pub prefix: Option<String>,
-    /// Deadline of one request; SWAMP_S3_REQUEST_TIMEOUT_MS beats it [default: 30]
+    /// Deadline of one request; SWAMP_S3_REQUEST_TIMEOUT_MS or SWAMP_GCS_… beats it [default: 30]
     #[arg(long, value_name = "SECS", value_parser = parse_request_timeout)]
     pub request_timeout: Option<Duration>,
     /// Say more; twice: everything
@@ -98,14 +101,19 @@ impl StoreArgs {
         environment: &Environment,
         notice: impl Fn(&str),
     ) -> Result<StoreConfig, ConfigError> {
-        let timeout = RequestTimeout::resolve(self.request_timeout, environment);
+        let source = Source::parse(source, self.prefix.as_deref())?;
+        let timeout = RequestTimeout::resolve(&source, self.request_timeout, environment);
         if let Some(warning) = &timeout.warning {
             notice(warning);
         }
         Ok(StoreConfig {
-            source: Source::parse(source, self.prefix.as_deref())?,
+            endpoint_url: match source {
+                Source::Gcs { .. } => self.endpoint_url.clone().or_else(|| environment.storage_emulator()),
+                Source::S3 { .. } | Source::Dir { .. } => self.endpoint_url.clone(),
+            },
+            source,
             region: self.region.clone(),
-            endpoint_url: self.endpoint_url.clone(),
+            project: self.project.clone(),
             force_path_style: self.force_path_style,
             request_timeout: timeout.duration,
         })

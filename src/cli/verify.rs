@@ -21,7 +21,7 @@ const SHOWN: usize = 10;
 pub fn run(args: &VerifyArgs, environment: &Environment) -> Result<Ended, MountError> {
     let config = args.store.config(&args.source, environment)?;
     output::result(&format!("source       {}\n", config.source));
-    if let Some(endpoint) = config.endpoint_url.clone().or_else(|| environment.endpoint_url()) {
+    if let Some(endpoint) = config.endpoint(environment) {
         output::result(&format!("endpoint     {endpoint}\n"));
     }
     block_on(async {

@@ -39,10 +39,16 @@ impl Environment {
     }
 
     /// The endpoint that the AWS tools take from the environment for S3.
-    pub fn endpoint_url(&self) -> Option<String> {
+    pub fn s3_endpoint(&self) -> Option<String> {
         if self.text("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
             return None;
         }
         self.text("AWS_ENDPOINT_URL_S3").or_else(|| self.text("AWS_ENDPOINT_URL")).map(str::to_owned)
+    }
+
+    /// The emulator of Google Cloud Storage that Google's tools would use; its variable often holds no scheme.
+    pub fn storage_emulator(&self) -> Option<String> {
+        let host = self.text("STORAGE_EMULATOR_HOST")?;
+        Some(if host.contains("://") { host.to_owned() } else { format!("http://{host}") })
     }
 }

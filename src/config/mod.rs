@@ -14,13 +14,13 @@ mod timeout;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use bucket::check_s3_bucket;
+pub use bucket::{check_gcs_bucket, check_s3_bucket};
 pub use environment::Environment;
 pub use mount_options::to_arguments as mount_option_arguments;
 pub use source::{SUPPORTED_SOURCES, Source};
 pub(crate) use state_dir::short_hash;
 pub use state_dir::{Invocation, default_cache_root, registry_dirs};
-pub use timeout::{REQUEST_TIMEOUT_ENV, RequestTimeout, parse_request_timeout};
+pub use timeout::{GCS_REQUEST_TIMEOUT_ENV, RequestTimeout, S3_REQUEST_TIMEOUT_ENV, parse_request_timeout};
 
 /// Options that cannot be honoured. All of them are usage errors (exit code 2).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,11 +33,13 @@ pub enum ConfigError {
         /// Why not, and what to write instead.
         reason: String,
     },
-    /// The bucket's name breaks the rules of S3.
-    #[error("{name:?} cannot be the name of an S3 bucket: {reason}")]
+    /// The bucket's name breaks the rules of its store.
+    #[error("{name:?} cannot be the name of {store} bucket: {reason}")]
     Bucket {
         /// As it was given.
         name: String,
+        /// Whose rules, with an article.
+        store: &'static str,
         /// The rule.
         reason: &'static str,
     },
@@ -51,9 +53,11 @@ pub enum ConfigError {
     },
     /// Two prefixes.
     #[error(
-        "the source says prefix {in_url:?} and --prefix says {given:?}; give it once, as s3://BUCKET/PREFIX or with --prefix"
+        "the source says prefix {in_url:?} and --prefix says {given:?}; give it once, as {scheme}://BUCKET/PREFIX or with --prefix"
     )]
     TwoPrefixes {
+        /// Of the URL.
+        scheme: &'static str,
         /// In the URL.
         in_url: String,
         /// Of `--prefix`.
@@ -103,7 +107,9 @@ pub struct StoreConfig {
     pub source: Source,
     /// `--region`; else the AWS chain decides.
     pub region: Option<String>,
-    /// `--endpoint-url`; else the AWS chain decides.
+    /// `--project`: the project that requests to Google are accounted to; else the credentials decide.
+    pub project: Option<String>,
+    /// `--endpoint-url`, for `gs://` else `STORAGE_EMULATOR_HOST`; for S3 else the AWS chain decides.
     pub endpoint_url: Option<String>,
     /// Bucket in the path instead of the host name.
     pub force_path_style: bool,
@@ -115,14 +121,18 @@ impl StoreConfig {
     /// What makes two sources the same one: kind, endpoint, bucket or directory, and prefix. Region, credentials and
     /// path style are ways to reach it and do not count.
     pub fn identity(&self, environment: &Environment) -> Result<String, ConfigError> {
-        let endpoint = match &self.endpoint_url {
-            Some(url) => Some(source::canonical_endpoint(url)?),
-            None => match environment.endpoint_url() {
-                Some(url) => Some(source::canonical_endpoint(&url)?),
-                None => None,
-            },
-        };
+        let endpoint = self.endpoint(environment).map(|url| source::canonical_endpoint(&url)).transpose()?;
         Ok(self.source.identity(endpoint.as_deref()))
+    }
+
+    /// The endpoint that requests will go to, when it is not the usual one.
+    pub fn endpoint(&self, environment: &Environment) -> Option<String> {
+        let configured = || match &self.source {
+            Source::S3 { .. } => environment.s3_endpoint(),
+            Source::Gcs { .. } => environment.storage_emulator(),
+            Source::Dir { .. } => None,
+        };
+        self.endpoint_url.clone().or_else(configured)
     }
 
     /// The options, as words of a command line, with which another command reaches the same source.
@@ -135,6 +145,9 @@ impl StoreConfig {
         }
         if let Some(region) = &self.region {
             words.extend(["--region".to_owned(), region.clone()]);
+        }
+        if let Some(project) = &self.project {
+            words.extend(["--project".to_owned(), project.clone()]);
         }
         if let Some(endpoint) = &self.endpoint_url {
             words.extend(["--endpoint-url".to_owned(), endpoint.clone()]);

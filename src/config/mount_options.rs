@@ -49,6 +49,7 @@ const FLAGS: &[&str] = &["read-only", "foreground", "force-path-style", "allow-o
 /// Long options with a value.
 const VALUES: &[&str] = &[
     "region",
+    "project",
     "endpoint-url",
     "prefix",
     "cache-dir",

@@ -1,4 +1,4 @@
-//! SOURCE as a user writes it: `BUCKET`, `s3://BUCKET[/PREFIX]` or `file:///DIR`.
+//! SOURCE as a user writes it: `BUCKET`, `s3://BUCKET[/PREFIX]`, `gs://BUCKET[/PREFIX]` or `file:///DIR`.
 //!
 //! Depends on `bucket`. Invariants: the prefix has no leading or trailing slash, no empty, `.` or `..` component; the
 //! directory is absolute, and canonical if it exists.
@@ -7,10 +7,10 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, absolute, check_s3_bucket};
+use super::{ConfigError, absolute, check_gcs_bucket, check_s3_bucket};
 
 /// What SOURCE may be, for messages.
-pub const SUPPORTED_SOURCES: &str = "BUCKET, s3://BUCKET[/PREFIX], file:///DIR";
+pub const SUPPORTED_SOURCES: &str = "BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX], file:///DIR";
 
 /// The longest prefix: keys have at most 1 024 bytes, and names below it need room.
 const LONGEST_PREFIX: usize = 512;
@@ -20,6 +20,13 @@ const LONGEST_PREFIX: usize = 512;
 pub enum Source {
     /// A bucket of S3 or of something that speaks its protocol.
     S3 {
+        /// Bucket name.
+        bucket: String,
+        /// Prefix of every key, or empty.
+        prefix: String,
+    },
+    /// A bucket of Google Cloud Storage.
+    Gcs {
         /// Bucket name.
         bucket: String,
         /// Prefix of every key, or empty.
@@ -45,6 +52,12 @@ impl Source {
                     let (bucket, in_url) = rest.split_once('/').unwrap_or((rest, ""));
                     Self::s3(bucket, &check_prefix(in_url)?, given)
                 }
+                "gs" => {
+                    let (bucket, in_url) = rest.split_once('/').unwrap_or((rest, ""));
+                    check_gcs_bucket(bucket)?;
+                    let prefix = one_prefix(&check_prefix(in_url)?, given, "gs")?;
+                    Ok(Self::Gcs { bucket: bucket.to_owned(), prefix })
+                }
                 "file" => Self::dir(text, rest, given),
                 _ => refuse(format!("the scheme {scheme}:// is not supported; supported are {SUPPORTED_SOURCES}")),
             },
@@ -65,14 +78,7 @@ impl Source {
 
     fn s3(bucket: &str, in_url: &str, given: String) -> Result<Self, ConfigError> {
         check_s3_bucket(bucket)?;
-        let prefix = match (in_url.is_empty(), given.is_empty()) {
-            (false, false) if in_url != given => {
-                return Err(ConfigError::TwoPrefixes { in_url: in_url.to_owned(), given });
-            }
-            (false, _) => in_url.to_owned(),
-            (true, _) => given,
-        };
-        Ok(Self::S3 { bucket: bucket.to_owned(), prefix })
+        Ok(Self::S3 { bucket: bucket.to_owned(), prefix: one_prefix(in_url, given, "s3")? })
     }
 
     fn dir(text: &str, rest: &str, prefix: String) -> Result<Self, ConfigError> {
@@ -97,7 +103,7 @@ impl Source {
     /// The prefix, or an empty string.
     pub fn prefix(&self) -> &str {
         match self {
-            Self::S3 { prefix, .. } | Self::Dir { prefix, .. } => prefix,
+            Self::S3 { prefix, .. } | Self::Gcs { prefix, .. } | Self::Dir { prefix, .. } => prefix,
         }
     }
 
@@ -109,7 +115,7 @@ impl Source {
     /// A short name for directories: bucket or directory name and prefix, reduced to harmless characters.
     pub fn readable_name(&self) -> String {
         let name = match self {
-            Self::S3 { bucket, .. } => bucket.clone(),
+            Self::S3 { bucket, .. } | Self::Gcs { bucket, .. } => bucket.clone(),
             Self::Dir { path, .. } => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         };
         let full = format!("{name}-{}", self.prefix());
@@ -129,6 +135,7 @@ impl Source {
     pub(super) fn identity(&self, endpoint: Option<&str>) -> String {
         match self {
             Self::S3 { bucket, prefix } => format!("s3\n{}\n{bucket}\n{prefix}", endpoint.unwrap_or_default()),
+            Self::Gcs { bucket, prefix } => format!("gs\n{}\n{bucket}\n{prefix}", endpoint.unwrap_or_default()),
             Self::Dir { path, prefix } => {
                 // Paths need not be UTF-8: escape what is not, so that two of them never look alike.
                 let path: String = path.as_os_str().as_bytes().escape_ascii().to_string();
@@ -143,8 +150,19 @@ impl fmt::Display for Source {
         match self {
             Self::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
             Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+            Self::Gcs { bucket, prefix } if prefix.is_empty() => write!(f, "gs://{bucket}"),
+            Self::Gcs { bucket, prefix } => write!(f, "gs://{bucket}/{prefix}"),
             Self::Dir { path, .. } => write!(f, "file://{}", path.display()),
         }
+    }
+}
+
+/// The prefix of the URL or that of `--prefix`.
+fn one_prefix(in_url: &str, given: String, scheme: &'static str) -> Result<String, ConfigError> {
+    match (in_url.is_empty(), given.is_empty()) {
+        (false, false) if in_url != given => Err(ConfigError::TwoPrefixes { scheme, in_url: in_url.to_owned(), given }),
+        (false, _) => Ok(in_url.to_owned()),
+        (true, _) => Ok(given),
     }
 }
 
@@ -198,6 +216,10 @@ mod tests {
         Source::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() }
     }
 
+    fn gs(bucket: &str, prefix: &str) -> Source {
+        Source::Gcs { bucket: bucket.to_owned(), prefix: prefix.to_owned() }
+    }
+
     #[test]
     fn every_supported_notation_is_understood() {
         for (text, prefix, expected, shown) in [
@@ -208,6 +230,8 @@ mod tests {
             ("s3://my-bucket/a/b", None, s3("my-bucket", "a/b"), "s3://my-bucket/a/b"),
             ("S3://my-bucket/a", Some("/a/"), s3("my-bucket", "a"), "s3://my-bucket/a"),
             ("s3://status", None, s3("status", ""), "s3://status"),
+            ("gs://my_bucket", None, gs("my_bucket", ""), "gs://my_bucket"),
+            ("GS://my_bucket/a/b/", Some("a/b"), gs("my_bucket", "a/b"), "gs://my_bucket/a/b"),
         ] {
             let source = Source::parse(text, prefix).expect(text);
             assert_eq!(source, expected, "{text}");
@@ -228,7 +252,9 @@ mod tests {
     fn what_is_not_a_source_is_refused_with_the_right_notation() {
         for (text, prefix, words) in [
             ("", None, SUPPORTED_SOURCES),
-            ("gs://bucket", None, SUPPORTED_SOURCES),
+            ("az://bucket", None, SUPPORTED_SOURCES),
+            ("gs://goog-bucket", None, "goog"),
+            ("gs://bucket/a", Some("b"), "gs://BUCKET/PREFIX"),
             ("https://bucket.s3.amazonaws.com", None, SUPPORTED_SOURCES),
             ("s3:bucket/prefix", None, "s3://"),
             ("host:bucket", None, SUPPORTED_SOURCES),

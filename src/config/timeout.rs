@@ -1,13 +1,15 @@
 //! The deadline of one request: option, environment, default.
 //!
-//! Depends on nothing. Invariant: whatever comes out lies within 1 000–600 000 ms.
+//! Depends on `source`. Invariant: whatever comes out lies within 1 000–600 000 ms.
 
 use std::time::Duration;
 
-use super::{ConfigError, Environment};
+use super::{ConfigError, Environment, Source};
 
-/// The variable of the reference clients; in milliseconds.
-pub const REQUEST_TIMEOUT_ENV: &str = "SWAMP_S3_REQUEST_TIMEOUT_MS";
+/// The variable of the reference client for S3; in milliseconds.
+pub const S3_REQUEST_TIMEOUT_ENV: &str = "SWAMP_S3_REQUEST_TIMEOUT_MS";
+/// The same of the one for Google Cloud Storage.
+pub const GCS_REQUEST_TIMEOUT_ENV: &str = "SWAMP_GCS_REQUEST_TIMEOUT_MS";
 
 const SHORTEST_MS: u64 = 1_000;
 const LONGEST_MS: u64 = 600_000;
@@ -25,9 +27,13 @@ pub struct RequestTimeout {
 impl RequestTimeout {
     /// The environment beats the option, as with the reference clients; a value out of range in the environment is
     /// ignored with a warning.
-    pub fn resolve(option: Option<Duration>, environment: &Environment) -> Self {
+    pub fn resolve(source: &Source, option: Option<Duration>, environment: &Environment) -> Self {
+        let variable = match source {
+            Source::Gcs { .. } => GCS_REQUEST_TIMEOUT_ENV,
+            Source::S3 { .. } | Source::Dir { .. } => S3_REQUEST_TIMEOUT_ENV,
+        };
         let configured = option.unwrap_or(DEFAULT);
-        let Some(text) = environment.text(REQUEST_TIMEOUT_ENV) else {
+        let Some(text) = environment.text(variable) else {
             return Self { duration: configured, warning: None };
         };
         match text.trim().parse::<u64>() {
@@ -35,13 +41,13 @@ impl RequestTimeout {
                 let duration = Duration::from_millis(ms);
                 let warning = option
                     .filter(|option| *option != duration)
-                    .map(|_| format!("{REQUEST_TIMEOUT_ENV}={ms} overrides --request-timeout"));
+                    .map(|_| format!("{variable}={ms} overrides --request-timeout"));
                 Self { duration, warning }
             }
             _ => Self {
                 duration: configured,
                 warning: Some(format!(
-                    "{REQUEST_TIMEOUT_ENV}={text:?} is ignored: not a number of milliseconds between {SHORTEST_MS} and {LONGEST_MS}"
+                    "{variable}={text:?} is ignored: not a number of milliseconds between {SHORTEST_MS} and {LONGEST_MS}"
                 )),
             },
         }
@@ -87,6 +93,8 @@ mod tests {
     #[test]
     fn the_environment_beats_the_option_and_is_ignored_with_a_warning_outside_the_range() {
         let option = Some(Duration::from_secs(7));
+        let (s3, gcs) = (Source::parse("s3://bucket", None), Source::parse("gs://bucket", None));
+        let sources = [(s3.expect("valid"), S3_REQUEST_TIMEOUT_ENV), (gcs.expect("valid"), GCS_REQUEST_TIMEOUT_ENV)];
         for (value, expected_ms, warns) in [
             ("2000", 2000, true),
             ("7000", 7000, false),
@@ -97,11 +105,15 @@ mod tests {
             ("soon", 7000, true),
             ("", 7000, false),
         ] {
-            let resolved = RequestTimeout::resolve(option, &Environment::of(1, [(REQUEST_TIMEOUT_ENV, value)]));
-            assert_eq!(resolved.duration, Duration::from_millis(expected_ms), "{value}");
-            assert_eq!(resolved.warning.is_some(), warns, "{value}: {:?}", resolved.warning);
+            for (source, variable) in &sources {
+                let resolved = RequestTimeout::resolve(source, option, &Environment::of(1, [(*variable, value)]));
+                assert_eq!(resolved.duration, Duration::from_millis(expected_ms), "{variable} {value}");
+                assert_eq!(resolved.warning.is_some(), warns, "{variable} {value}: {:?}", resolved.warning);
+            }
         }
-        let default = RequestTimeout::resolve(None, &Environment::of(1, []));
+        let others = Environment::of(1, [(S3_REQUEST_TIMEOUT_ENV, "2000")]);
+        assert_eq!(RequestTimeout::resolve(&sources[1].0, option, &others).duration, Duration::from_secs(7));
+        let default = RequestTimeout::resolve(&sources[0].0, None, &Environment::of(1, []));
         assert_eq!(default, RequestTimeout { duration: Duration::from_secs(30), warning: None });
     }
 }

@@ -165,6 +165,7 @@ mod tests {
         let store = StoreConfig {
             source: Source::parse("bucket", None).expect("a bucket"),
             region: None,
+            project: None,
             endpoint_url: None,
             force_path_style: false,
             request_timeout: Duration::from_secs(1),
