@@ -5,6 +5,9 @@
 #![allow(missing_docs)]
 
 #[allow(dead_code)]
+#[path = "../tests/support/faults.rs"]
+mod faults;
+#[allow(dead_code)]
 #[path = "../tests/support/s3_server/mod.rs"]
 mod s3_server;
 

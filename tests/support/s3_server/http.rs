@@ -1,29 +1,21 @@
 //! The HTTP layer in front of the protocol: names the operation, records the request, applies faults.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, DATE, HeaderValue};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use s3s::service::S3Service;
-use time::macros::format_description;
 
 use super::Shared;
-use super::faults::{Action, Record};
+use super::faults::{Action, BoxError, Damaged, Record, http_date, percent_decode};
 use super::state::lock;
 
 /// Marks a request whose conditions are to be ignored.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct IgnoreConditions;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Serves one request. An error makes hyper close the connection.
 pub(super) async fn serve(
@@ -38,7 +30,7 @@ pub(super) async fn serve(
         match action {
             Action::Delay(time) => tokio::time::sleep(*time).await,
             Action::Hold(gate) => gate.pass().await,
-            Action::Stall => std::future::pending::<Infallible>().await.into_never(),
+            Action::Stall => std::future::pending().await,
             Action::IgnoreConditions => {
                 request.extensions_mut().insert(IgnoreConditions);
             }
@@ -59,22 +51,16 @@ pub(super) async fn serve(
             Action::LoseAnswer => return Err("the answer is lost on purpose".into()),
             Action::HoldAnswer(gate) => gate.pass().await,
             Action::StatusAfterEffect(status) => response = answer(*status, "application/xml", error_body(*status)),
-            Action::CutBody(bytes) if !head => response = response.map(|body| Damaged::wrap(body, *bytes, false)),
-            Action::StallBody(bytes) if !head => response = response.map(|body| Damaged::wrap(body, *bytes, true)),
+            Action::CutBody(bytes) if !head => {
+                response = response.map(|body| s3s::Body::http_body_unsync(Damaged::new(body, *bytes, false)))
+            }
+            Action::StallBody(bytes) if !head => {
+                response = response.map(|body| s3s::Body::http_body_unsync(Damaged::new(body, *bytes, true)))
+            }
             _ => {}
         }
     }
     Ok(finish(&shared, index, response))
-}
-
-trait Never {
-    fn into_never(self);
-}
-
-impl Never for Infallible {
-    fn into_never(self) {
-        match self {}
-    }
 }
 
 /// Answers without serving; the request's body is read first, or the client would see a broken connection.
@@ -98,10 +84,7 @@ fn answer(status: u16, media: &'static str, body: String) -> Response<s3s::Body>
 }
 
 fn finish(shared: &Shared, index: usize, mut response: Response<s3s::Body>) -> Response<s3s::Body> {
-    let format =
-        format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
-    let date = lock(&shared.state).now().format(&format).expect("a date can be written");
-    response.headers_mut().insert(DATE, HeaderValue::from_str(&date).expect("a date is a header"));
+    response.headers_mut().insert(DATE, http_date(lock(&shared.state).now()));
     let id = HeaderValue::from_str(&format!("test-{index}")).expect("a number is a header");
     response.headers_mut().insert("x-amz-request-id", id);
     let mut records = shared.records();
@@ -153,26 +136,6 @@ fn name(request: &Request<Incoming>) -> (&'static str, String) {
     (operation, percent_decode(key))
 }
 
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
-        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
-}
-
 fn record(request: &Request<Incoming>, operation: &'static str, key: &str) -> Record {
     let text = |headers: &HeaderMap, name: &str| headers.get(name)?.to_str().ok().map(str::to_owned);
     let headers = request.headers();
@@ -184,60 +147,9 @@ fn record(request: &Request<Incoming>, operation: &'static str, key: &str) -> Re
         if_match: text(headers, "if-match"),
         if_none_match: text(headers, "if-none-match"),
         content_length: text(headers, "content-length").and_then(|length| length.parse().ok()),
+        authorized: headers.contains_key("authorization"),
         status: None,
         arrived: Instant::now(),
         answered: None,
-    }
-}
-
-/// A body that ends badly.
-struct Damaged {
-    inner: s3s::Body,
-    left: usize,
-    stalls: bool,
-    flushed: bool,
-}
-
-impl Damaged {
-    fn wrap(inner: s3s::Body, left: usize, stalls: bool) -> s3s::Body {
-        s3s::Body::http_body_unsync(Self { inner, left, stalls, flushed: false })
-    }
-}
-
-impl http_body::Body for Damaged {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.left == 0 {
-            if self.stalls {
-                return Poll::Pending;
-            }
-            if !self.flushed {
-                // Once more around, so that what came before is sent before the connection is closed.
-                self.flushed = true;
-                context.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            return Poll::Ready(Some(Err("the body breaks off on purpose".into())));
-        }
-        let left = self.left;
-        match Pin::new(&mut self.inner).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(mut data) => {
-                    data.truncate(left);
-                    self.left -= data.len();
-                    Poll::Ready(Some(Ok(Frame::data(data))))
-                }
-                Err(frame) => Poll::Ready(Some(Ok(frame))),
-            },
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }

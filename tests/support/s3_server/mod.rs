@@ -2,9 +2,8 @@
 //! demand, a record of every request.
 //!
 //! It runs on a thread of its own and stops when dropped, so that synchronous and asynchronous tests use it alike.
-//! `faults` are rules that spoil requests, `http` applies them, `service` is the protocol, `state` the bucket.
+//! `http` names requests and applies faults, `service` is the protocol, `state` the bucket.
 
-mod faults;
 mod http;
 mod service;
 mod state;
@@ -21,7 +20,8 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
-pub use faults::{Action, Fault, Gate, Record};
+use super::faults;
+pub use super::faults::{Action, Fault, Gate, Record};
 pub use state::{OpenUpload, StoredObject};
 
 /// The only bucket.

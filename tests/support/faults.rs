@@ -1,12 +1,22 @@
-//! What can go wrong on request: rules that match requests and say what happens to them, and gates that hold requests.
+//! What can go wrong on request: rules that match requests and say what happens to them, gates that hold requests, bodies
+//! that end badly, and the record of what arrived.
 //!
-//! Independent of the protocol; the HTTP layer asks [`Faults::take`] once per request.
+//! Independent of the protocol; the HTTP layers of the test servers ask [`Faults::take`] once per request.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::header::HeaderValue;
+use time::OffsetDateTime;
+use time::macros::format_description;
 use tokio::sync::watch;
+
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What happens to a request that a rule matches.
 #[derive(Clone, Debug)]
@@ -27,7 +37,10 @@ pub enum Action {
     CutBody(usize),
     /// The answer's body stops after so many bytes, and nothing more ever comes.
     StallBody(usize),
-    /// `If-Match` and `If-None-Match` are ignored.
+    /// The connection breaks after so many bytes of the request's body (the server for Google only, where an upload goes
+    /// on from there).
+    CutRequest(usize),
+    /// Conditions are ignored.
     IgnoreConditions,
     /// It waits at a gate before it has its effect.
     Hold(Gate),
@@ -66,7 +79,7 @@ impl Gate {
         self.0.1.send_replace(true);
     }
 
-    pub(super) async fn pass(&self) {
+    pub async fn pass(&self) {
         self.0.0.send_modify(|arrived| *arrived += 1);
         let _ = self.0.1.subscribe().wait_for(|open| *open).await;
     }
@@ -96,7 +109,7 @@ impl Fault {
         Self { operation: None, key: None, skip: 0, times: usize::MAX, action }
     }
 
-    /// On every request of one operation, by its S3 name (`PutObject`), for ever.
+    /// On every request of one operation, by its name in the protocol (`PutObject`), for ever.
     pub fn on(operation: &str, action: Action) -> Self {
         Self { operation: Some(operation.to_owned()), ..Self::any(action) }
     }
@@ -125,19 +138,19 @@ impl Fault {
 
 /// All rules in force.
 #[derive(Debug, Default)]
-pub(super) struct Faults(Mutex<Vec<Fault>>);
+pub struct Faults(Mutex<Vec<Fault>>);
 
 impl Faults {
-    pub(super) fn add(&self, fault: Fault) {
+    pub fn add(&self, fault: Fault) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
     }
 
-    pub(super) fn clear(&self) {
+    pub fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Everything that happens to one request; counts.
-    pub(super) fn take(&self, operation: &str, key: &str) -> Vec<Action> {
+    pub fn take(&self, operation: &str, key: &str) -> Vec<Action> {
         let mut rules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut actions = Vec::new();
         for rule in rules.iter_mut().filter(|rule| rule.times > 0) {
@@ -161,10 +174,12 @@ impl Faults {
 #[derive(Clone, Debug)]
 pub struct Record {
     pub method: String,
-    /// S3 name of the operation, such as `GetObject`.
+    /// Name of the operation, such as `GetObject`.
     pub operation: &'static str,
     pub key: String,
     pub range: Option<String>,
+    /// Whether there were credentials.
+    pub authorized: bool,
     pub if_match: Option<String>,
     pub if_none_match: Option<String>,
     pub content_length: Option<u64>,
@@ -173,4 +188,87 @@ pub struct Record {
     pub arrived: Instant,
     /// When the answer's headers were ready.
     pub answered: Option<Instant>,
+}
+
+/// A body that ends badly.
+pub struct Damaged<B> {
+    inner: B,
+    left: usize,
+    stalls: bool,
+    flushed: bool,
+}
+
+impl<B> Damaged<B> {
+    pub fn new(inner: B, left: usize, stalls: bool) -> Self {
+        Self { inner, left, stalls, flushed: false }
+    }
+}
+
+impl<B> http_body::Body for Damaged<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.left == 0 {
+            if self.stalls {
+                return Poll::Pending;
+            }
+            if !self.flushed {
+                // Once more around, so that what came before is sent before the connection is closed.
+                self.flushed = true;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            return Poll::Ready(Some(Err("the body breaks off on purpose".into())));
+        }
+        let left = self.left;
+        match Pin::new(&mut self.inner).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(mut data) => {
+                    data.truncate(left);
+                    self.left -= data.len();
+                    Poll::Ready(Some(Ok(Frame::data(data))))
+                }
+                Err(frame) => Poll::Ready(Some(Ok(frame))),
+            },
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// A time as the `Date` header has it.
+pub fn http_date(time: OffsetDateTime) -> HeaderValue {
+    let format =
+        format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+    HeaderValue::from_str(&time.format(&format).expect("a date can be written")).expect("a date is a header")
+}
+
+pub fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
+        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
 }
