@@ -57,8 +57,12 @@ async fn what_was_written_is_read_back_with_its_size_version_and_metadata() {
                 assert_eq!(info.size, content.len() as u64, "{name}");
                 assert_eq!(info.fingerprint, stored.fingerprint, "{name}");
                 assert_eq!(info.metadata, metadata, "{name}");
-                let date = info.server_date.expect("the store tells its time");
-                assert!((date - info.last_modified.unwrap()).whole_seconds().abs() <= 60, "{name}");
+                // A store that tells its time at all tells both times, or they could not be compared.
+                if let Some(date) = info.server_date {
+                    assert!((date - info.last_modified.unwrap()).whole_seconds().abs() <= 60, "{name}");
+                } else {
+                    assert!(name.starts_with("gcs"), "{name}");
+                }
             }
             assert!(stored.server_date.is_some(), "{name}");
         }
@@ -262,6 +266,8 @@ async fn strange_keys_are_distinct_objects_and_listed_in_bytewise_order() {
     each(async |name, store| {
         let long = format!("long/{}", "n".repeat(300));
         let mut keys: Vec<&str> = STRANGE.iter().copied().chain([long.as_str()]).collect();
+        // Google's own limits on names, which the test server does not model.
+        keys.retain(|key| !(name.starts_with("gcs in the cloud") && key.contains('\n')));
         for key in &keys {
             put(&*store, key, format!("content of {key}")).await;
         }

@@ -2,9 +2,14 @@
 
 #![allow(dead_code)]
 
+pub mod cloud;
+pub mod faults;
+#[cfg(feature = "gcs")]
+pub mod gcs_server;
 pub mod machine;
 pub mod memory_store;
 pub mod model;
 pub mod mount;
+#[cfg(feature = "s3")]
 pub mod s3_server;
 pub mod stores;

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[cfg(feature = "gcs")]
+use super::gcs_server::{self, GcsServer};
+#[cfg(feature = "s3")]
 use super::s3_server::{BUCKET, S3Server};
 
 /// How long anything may take before a test gives up.
@@ -30,7 +33,11 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
 /// Where the bucket is.
 pub enum Bucket {
     /// A server in this process.
+    #[cfg(feature = "s3")]
     S3(S3Server),
+    /// A server for Google in this process.
+    #[cfg(feature = "gcs")]
+    Gcs(GcsServer),
     /// A directory.
     Dir(TempDir),
 }
@@ -41,7 +48,23 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// With a server for Google.
+    #[cfg(feature = "gcs")]
+    pub fn gcs() -> Self {
+        Self { bucket: Bucket::Gcs(GcsServer::start()) }
+    }
+
+    /// The server for Google.
+    #[cfg(feature = "gcs")]
+    pub fn gcs_server(&self) -> &GcsServer {
+        match &self.bucket {
+            Bucket::Gcs(server) => server,
+            _ => panic!("this lab has no server for Google"),
+        }
+    }
+
     /// With an S3 server.
+    #[cfg(feature = "s3")]
     pub fn s3() -> Self {
         Self { bucket: Bucket::S3(S3Server::start_blocking()) }
     }
@@ -52,17 +75,21 @@ impl Lab {
     }
 
     /// The server.
+    #[cfg(feature = "s3")]
     pub fn server(&self) -> &S3Server {
         match &self.bucket {
             Bucket::S3(server) => server,
-            Bucket::Dir(_) => panic!("this lab has no server"),
+            _ => panic!("this lab has no S3 server"),
         }
     }
 
     /// The SOURCE to give to the program.
     pub fn source(&self) -> String {
         match &self.bucket {
+            #[cfg(feature = "s3")]
             Bucket::S3(_) => format!("s3://{BUCKET}"),
+            #[cfg(feature = "gcs")]
+            Bucket::Gcs(_) => format!("gs://{}", gcs_server::BUCKET),
             Bucket::Dir(dir) => format!("file://{}", dir.path().canonicalize().expect("there").display()),
         }
     }
@@ -79,6 +106,9 @@ impl Lab {
     /// The object's bytes.
     pub fn object(&self, key: &str) -> Option<Vec<u8>> {
         match &self.bucket {
+            #[cfg(feature = "gcs")]
+            Bucket::Gcs(server) => server.get_object(key).map(|object| object.bytes.to_vec()),
+            #[cfg(feature = "s3")]
             Bucket::S3(server) => server.get_object(key).map(|object| object.bytes.to_vec()),
             Bucket::Dir(dir) => std::fs::read(dir.path().join(key)).ok().or_else(|| {
                 // Objects whose path was taken when they came (`a/b` beside `a`) lie under the hash of their key.
@@ -92,7 +122,12 @@ impl Lab {
     /// Places an object behind everybody's back.
     pub fn put_object(&self, key: &str, bytes: &[u8]) {
         match &self.bucket {
+            #[cfg(feature = "s3")]
             Bucket::S3(server) => {
+                server.put_object(key, bytes.to_vec());
+            }
+            #[cfg(feature = "gcs")]
+            Bucket::Gcs(server) => {
                 server.put_object(key, bytes.to_vec());
             }
             Bucket::Dir(dir) => {
@@ -163,9 +198,13 @@ impl Machine<'_> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_swamp-mount"));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("XDG_STATE_HOME", self.home.path().join("state")).current_dir(self.home.path());
-        if let Bucket::S3(server) = &self.lab.bucket {
-            command.envs(server.env());
-        }
+        match &self.lab.bucket {
+            #[cfg(feature = "s3")]
+            Bucket::S3(server) => command.envs(server.env()),
+            #[cfg(feature = "gcs")]
+            Bucket::Gcs(server) => command.envs(server.env()),
+            Bucket::Dir(_) => &mut command,
+        };
         command
     }
 

@@ -1,4 +1,4 @@
-//! Stores to run a promise over: directories and the test server, each with and without a prefix.
+//! Stores to run a promise over: directories and the test servers, each with and without a prefix.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,20 +8,40 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use swamp_mount::store::{
     Body, ByteStream, DirStore, Fetched, GetRequest, ListRequest, ObjectInfo, ObjectStore, Precondition, PutRequest,
-    RequestPolicy, Result, S3Options, S3Store, UserMetadata,
+    RequestPolicy, Result, UserMetadata,
 };
+#[cfg(feature = "gcs")]
+use swamp_mount::store::{GcsOptions, GcsStore};
+#[cfg(feature = "s3")]
+use swamp_mount::store::{S3Options, S3Store};
 
+#[cfg(feature = "gcs")]
+use super::gcs_server::{self, GcsServer};
+#[cfg(feature = "s3")]
 use super::s3_server::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
 
+#[cfg(feature = "s3")]
 /// Names an S3 server, with our bucket and keys, to run the promises over as well: a second opinion on the protocol.
 const OTHER_SERVER: &str = "SWAMP_TEST_S3_ENDPOINT";
+
+/// Names a real bucket, to run the promises over nothing but that (scripts/test-cloud).
+const CLOUD: &str = "SWAMP_TEST_CLOUD";
 
 /// Deadlines that a loaded machine keeps, pauses that do not slow tests down.
 pub fn quick_policy() -> RequestPolicy {
     RequestPolicy { timeout: Duration::from_secs(20), attempts: 3, first_backoff: Duration::from_millis(2) }
 }
 
-/// A client of the test server.
+/// A client of the test server for Google.
+#[cfg(feature = "gcs")]
+pub async fn gcs(server: &GcsServer, prefix: &str, policy: RequestPolicy) -> GcsStore {
+    let options =
+        GcsOptions { endpoint_url: Some(server.endpoint()), policy, ..GcsOptions::new(gcs_server::BUCKET, prefix) };
+    GcsStore::connect(options).await.expect("a client can be built")
+}
+
+/// A client of the test server for S3.
+#[cfg(feature = "s3")]
 pub async fn s3(server: &S3Server, prefix: &str, policy: RequestPolicy) -> S3Store {
     let options = S3Options {
         region: Some(REGION.to_owned()),
@@ -34,14 +54,30 @@ pub async fn s3(server: &S3Server, prefix: &str, policy: RequestPolicy) -> S3Sto
 
 /// Runs a check over every kind of store; each run has a store of its own.
 pub async fn each(check: impl AsyncFn(&str, Arc<dyn ObjectStore>)) {
+    if let Ok(source) = std::env::var(CLOUD) {
+        return super::cloud::run(&source, check).await;
+    }
     for prefix in ["", "some/prefix"] {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let store = DirStore::open(directory.path(), prefix).expect("a directory store");
         check(&format!("dir with prefix {prefix:?}"), Arc::new(store)).await;
-        let server = S3Server::start().await;
-        let store = s3(&server, prefix, quick_policy()).await;
-        check(&format!("s3 with prefix {prefix:?}"), Arc::new(store)).await;
+        #[cfg(feature = "s3")]
+        {
+            let server = S3Server::start().await;
+            let store = s3(&server, prefix, quick_policy()).await;
+            check(&format!("s3 with prefix {prefix:?}"), Arc::new(store)).await;
+        }
+        #[cfg(feature = "gcs")]
+        {
+            let server = GcsServer::start();
+            let store = gcs(&server, prefix, quick_policy()).await;
+            check(&format!("gcs with prefix {prefix:?}"), Arc::new(store)).await;
+            let server = GcsServer::start();
+            let store = gcs(&server, prefix, quick_policy()).await.with_resumable_from(0);
+            check(&format!("gcs by resumable uploads with prefix {prefix:?}"), Arc::new(store)).await;
+        }
     }
+    #[cfg(feature = "s3")]
     if let Ok(endpoint) = std::env::var(OTHER_SERVER) {
         let options = S3Options {
             region: Some(REGION.to_owned()),
