@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use support::machine::*;
-use support::memory_store::{MemoryStore, Verdict};
+use support::memory_store::{MemoryStore, Verdict, fingerprint_field};
 use swamp_mount::datastore::*;
 use swamp_mount::store::StoreErrorKind;
 
@@ -180,7 +180,7 @@ async fn an_interrupted_pull_is_a_lazily_filled_cache() {
     second.try_pull().await.unwrap_err();
     store.unhook();
     assert_eq!(second.sidecar().unwrap()["lazyPullActive"], true);
-    assert_eq!(second.sidecar().unwrap()["remoteIndexETag"], "");
+    assert_eq!(second.sidecar().unwrap()[fingerprint_field()], "");
     assert_eq!(second.pull().await.downloaded, 1);
     assert!(second.is_clean());
     drop(first);
@@ -338,6 +338,7 @@ async fn a_directory_mark_of_version_1_never_exists_so_nothing_is_removed() {
     let (store, first) = two_files().await;
     first.remove("dir/b");
     let text = r#"{"version":1,"remoteIndexETag":"x","lastVerifiedAt":"2026-01-01T00:00:00.000Z","localDirty":true}"#;
+    let text = text.replace("remoteIndexETag", fingerprint_field());
     std::fs::write(first.path(SIDECAR_NAME), text).unwrap();
     first.push().await;
     assert_eq!(listed(&store), ["a", "dir/b"]);

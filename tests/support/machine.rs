@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use swamp_mount::datastore::*;
 use swamp_mount::sync::offline::*;
 
-use super::memory_store::MemoryStore;
+use super::memory_store::{MemoryStore, fingerprint_field};
 
 /// A machine with a cache directory.
 pub struct Machine {
@@ -69,7 +69,7 @@ impl Machine {
     /// Writes a version 2 sidecar as a reference client leaves it after local changes.
     pub fn mark(&self, paths: &[&str], lazy: bool) {
         let sidecar = json!({
-            "version": 2, "remoteIndexETag": "e", "lastVerifiedAt": "2026-01-01T00:00:00.000Z", "localDirty": true,
+            "version": 2, (fingerprint_field()): "e", "lastVerifiedAt": "2026-01-01T00:00:00.000Z", "localDirty": true,
             "dirtyPaths": paths, "bulkInvalidated": false, "lazyPullActive": lazy, "dirtyPathsOverflowed": false,
             "future": 1,
         });
@@ -77,7 +77,7 @@ impl Machine {
     }
 
     pub fn is_clean(&self) -> bool {
-        self.sidecar().is_some_and(|s| s["localDirty"] == false && s["remoteIndexETag"] == index_etag(&self.store))
+        self.sidecar().is_some_and(|s| s["localDirty"] == false && s[fingerprint_field()] == index_etag(&self.store))
     }
 }
 

@@ -1,8 +1,11 @@
 //! A bucket in memory with atomic conditions, a clock that follows tokio's, a record of requests, and hooks that fail a
 //! request or let another writer act right before it.
+//!
+//! It has entity tags as S3 has them. In test programs whose name ends in `_gcs` it is as Google's client shows that store:
+//! generations, no date of an answer, no last modification with contents.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -12,15 +15,36 @@ use swamp_mount::store::*;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
+/// Whether it is as Google's.
+pub fn has_generations() -> bool {
+    env!("CARGO_CRATE_NAME").ends_with("_gcs")
+}
+
+/// The field of a sidecar that holds the fingerprint.
+pub fn fingerprint_field() -> &'static str {
+    if has_generations() { "remoteIndexGeneration" } else { "remoteIndexETag" }
+}
+
+static LAST_GENERATION: AtomicI64 = AtomicI64::new(1_763_600_000_000_000);
+
 #[derive(Clone, Debug)]
 pub struct Object {
+    generation: i64,
     pub bytes: Bytes,
     pub metadata: UserMetadata,
     pub modified: OffsetDateTime,
 }
 
 impl Object {
+    fn new(bytes: impl Into<Bytes>, metadata: UserMetadata, modified: OffsetDateTime) -> Self {
+        let generation = LAST_GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { generation, bytes: bytes.into(), metadata, modified }
+    }
+
     pub fn fingerprint(&self) -> Fingerprint {
+        if has_generations() {
+            return Fingerprint::from_record(&self.generation.to_string()).unwrap();
+        }
         let hex: String = Md5::digest(&self.bytes).iter().map(|b| format!("{b:02x}")).collect();
         Fingerprint::from_record(&hex).unwrap()
     }
@@ -63,7 +87,7 @@ impl MemoryStore {
 
     /// Writes like a client that knows no conditions.
     pub fn set(&self, key: &str, bytes: impl Into<Vec<u8>>) {
-        let object = Object { bytes: Bytes::from(bytes.into()), metadata: UserMetadata::new(), modified: self.now() };
+        let object = Object::new(bytes.into(), UserMetadata::new(), self.now());
         self.objects.lock().unwrap().insert(key.to_owned(), object);
     }
 
@@ -141,7 +165,7 @@ impl MemoryStore {
             size: object.bytes.len() as u64,
             fingerprint: Some(object.fingerprint()),
             last_modified: Some(object.modified),
-            server_date: Some(self.now()),
+            server_date: (!has_generations()).then(|| self.now()),
             metadata: object.metadata.clone(),
         }
     }
@@ -154,6 +178,7 @@ impl MemoryStore {
             Precondition::None => true,
             Precondition::Absent => there.is_none(),
             Precondition::Match(expected) => match &there {
+                None if has_generations() => false,
                 None => return Err(StoreError::new(StoreErrorKind::NotFound, operation, key, "no such object")),
                 Some(there) => there == expected,
             },
@@ -184,6 +209,10 @@ impl ObjectStore for MemoryStore {
         "memory://".into()
     }
 
+    fn fingerprint_name(&self) -> FingerprintName {
+        if has_generations() { FingerprintName::Generation } else { FingerprintName::ETag }
+    }
+
     async fn head(&self, key: &str) -> Result<ObjectInfo> {
         let lost = self.enter("head", key)?;
         finish(self.object(key).map(|object| self.info(&object)).ok_or_else(|| not_found("head", key)), lost)
@@ -192,7 +221,10 @@ impl ObjectStore for MemoryStore {
     async fn get(&self, request: GetRequest) -> Result<Fetched> {
         let lost = self.enter("get", &request.key)?;
         let object = self.object(&request.key).ok_or_else(|| not_found("get", &request.key))?;
-        let info = self.info(&object);
+        let mut info = self.info(&object);
+        if has_generations() {
+            info.last_modified = None;
+        }
         match &request.condition {
             Condition::IfNoneMatch(known) if Some(known) == info.fingerprint.as_ref() => {
                 return finish(Ok(Fetched::NotModified), lost);
@@ -218,7 +250,7 @@ impl ObjectStore for MemoryStore {
         if let Some(md5) = request.md5 {
             assert_eq!(md5, <[u8; 16]>::from(Md5::digest(&bytes)), "the body is what the caller hashed");
         }
-        let object = Object { bytes: bytes.into(), metadata: request.metadata, modified: self.now() };
+        let object = Object::new(bytes, request.metadata, self.now());
         finish(self.write("put", &request.key, object, &request.precondition), lost)
     }
 
@@ -234,7 +266,7 @@ impl ObjectStore for MemoryStore {
         if source.if_match.is_some_and(|wanted| wanted != object.fingerprint()) {
             return Err(StoreError::new(StoreErrorKind::Precondition, "copy", &source.key, "another version"));
         }
-        let copy = Object { bytes: object.bytes, metadata, modified: self.now() };
+        let copy = Object::new(object.bytes, metadata, self.now());
         finish(self.write("copy", to, copy, &precondition), lost)
     }
 

@@ -1,0 +1,4 @@
+//! The stories of `lost_files.rs`, on a store with generations, as Google has them.
+
+#[path = "lost_files.rs"]
+mod promises;
