@@ -104,3 +104,16 @@ fn verify_reaches_the_bucket_and_a_refusal_speaks_of_googles_credentials() {
     assert!(!output.status.success() && words.contains("application default credentials"), "{words}");
     assert!(!words.contains("AWS"), "{words}");
 }
+
+#[test]
+fn a_bucket_at_google_wants_credentials_and_says_which() {
+    let lab = Lab::gcs();
+    let machine = lab.machine();
+    let mut command = machine.command();
+    command.env_remove("STORAGE_EMULATOR_HOST").env("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/key.json");
+    let output = command.args(["verify", "gs://some-bucket"]).output().expect("starts");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("/no/such/key.json") && words.contains("gcloud auth application-default login"), "{words}");
+    assert!(lab.gcs_server().requests().is_empty());
+}

@@ -13,8 +13,8 @@ use crate::config::{
 };
 
 const AFTER_HELP: &str = "\
-SOURCE is BUCKET or s3://BUCKET[/PREFIX] for S3, or file:///DIR for a directory that plays the bucket. A bucket that is
-named like a command is written with its scheme, as in s3://status.
+SOURCE is BUCKET or s3://BUCKET[/PREFIX] for S3, gs://BUCKET[/PREFIX] for Google Cloud Storage, or file:///DIR for a
+directory that plays the bucket. A bucket that is named like a command is written with its scheme, as in s3://status.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 unmounted but some data is not in the bucket yet.";
 
@@ -131,7 +131,7 @@ pub enum Sync {
 
 #[derive(Args, Debug)]
 pub struct MountArgs {
-    /// BUCKET, s3://BUCKET[/PREFIX] or file:///DIR
+    /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
     #[arg(required = true)]
     pub source: Option<String>,
     /// An empty directory
@@ -274,7 +274,7 @@ pub struct UnmountArgs {
 
 #[derive(Args, Debug)]
 pub struct TransferArgs {
-    /// BUCKET, s3://BUCKET[/PREFIX] or file:///DIR
+    /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
     pub source: String,
     /// A cache directory with the reference client's layout
     pub cache_dir: PathBuf,
@@ -293,7 +293,7 @@ pub struct TransferArgs {
 
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// BUCKET, s3://BUCKET[/PREFIX] or file:///DIR
+    /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
     pub source: String,
     #[command(flatten)]
     pub store: StoreArgs,
@@ -309,14 +309,14 @@ pub struct LockArgs {
 pub enum LockAction {
     /// Say who holds the lock.
     Status {
-        /// BUCKET, s3://BUCKET[/PREFIX] or file:///DIR
+        /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
         source: String,
         #[command(flatten)]
         store: StoreArgs,
     },
     /// Remove the lock of a process that is gone.
     Release {
-        /// BUCKET, s3://BUCKET[/PREFIX] or file:///DIR
+        /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
         source: String,
         /// Yes: whoever holds it must no longer be at work
         #[arg(long)]

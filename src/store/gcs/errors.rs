@@ -127,7 +127,11 @@ fn names_the_bucket(text: &str) -> bool {
 fn unanswered(error: &Error) -> (StoreErrorKind, bool) {
     use StoreErrorKind::*;
     if error.is_authentication() {
-        return if error.is_transient_and_before_rpc() { (Unreachable, true) } else { (Forbidden, true) };
+        // Credentials that need the network are as unreachable as the store. But the last resort of the chain, the metadata
+        // server, has a name on Google's machines only: elsewhere its absence says that there are no credentials.
+        let text = chain(error);
+        let none = text.contains("metadata.google.internal") && text.contains("dns error");
+        return if error.is_transient_and_before_rpc() && !none { (Unreachable, true) } else { (Forbidden, true) };
     }
     if error.is_connect() {
         return (Unreachable, true);
