@@ -5,35 +5,46 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use swamp_mount::config::{Source, StoreConfig};
-use swamp_mount::store::{ListRequest, ObjectStore};
+use swamp_mount::config::Source;
+#[cfg(feature = "gcs")]
+use swamp_mount::store::{GcsOptions, GcsStore};
+use swamp_mount::store::{ListRequest, ObjectStore, RequestPolicy};
+#[cfg(feature = "s3")]
+use swamp_mount::store::{S3Options, S3Store};
 
 /// Opens `s3://BUCKET[/PREFIX]` or `gs://BUCKET[/PREFIX]` with the credentials of the environment, runs the check below a
 /// unique prefix, and removes what it left.
 pub async fn run(source: &str, check: impl AsyncFn(&str, Arc<dyn ObjectStore>)) {
     let unique = format!("swamp-mount-test-{:016x}", fastrand::u64(..));
     let source = Source::parse(&format!("{}/{unique}", source.trim_end_matches('/')), None).expect("a source");
-    let kind = match &source {
-        Source::Gcs { .. } => "gcs",
-        Source::S3 { .. } => "s3",
-        Source::Dir { .. } => panic!("a directory is no cloud; it is among the stores of every run"),
+    let endpoint_url = named("SWAMP_TEST_CLOUD_ENDPOINT");
+    // A bucket allows about one write of an object per second, and the promises make many.
+    let policy =
+        RequestPolicy { timeout: Duration::from_secs(60), attempts: 8, first_backoff: Duration::from_millis(500) };
+    let (kind, store): (_, Arc<dyn ObjectStore>) = match &source {
+        #[cfg(feature = "gcs")]
+        Source::Gcs { bucket, prefix } => {
+            let project = named("SWAMP_TEST_CLOUD_PROJECT");
+            let options = GcsOptions { project, endpoint_url, policy, ..GcsOptions::new(bucket, prefix) };
+            ("gcs", Arc::new(GcsStore::connect(options).await.unwrap_or_else(|error| panic!("{error}"))))
+        }
+        #[cfg(feature = "s3")]
+        Source::S3 { bucket, prefix } => {
+            let options = S3Options { endpoint_url, policy, ..S3Options::new(bucket, prefix) };
+            ("s3", Arc::new(S3Store::connect(options).await.unwrap_or_else(|error| panic!("{error}"))))
+        }
+        other => panic!("{other} is no bucket, or of a kind that this build lacks"),
     };
-    let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let config = StoreConfig {
-        source,
-        region: None,
-        project: named("SWAMP_TEST_CLOUD_PROJECT"),
-        endpoint_url: named("SWAMP_TEST_CLOUD_ENDPOINT"),
-        force_path_style: false,
-        request_timeout: Duration::from_secs(60),
-    };
-    let store = swamp_mount::mount::store::open(&config).await.unwrap_or_else(|error| panic!("{error}"));
     let name = format!("{kind} in the cloud, {}", store.describe());
     let outcome = AssertUnwindSafe(check(&name, store.clone())).catch_unwind().await;
     clear(&*store).await;
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }
+}
+
+fn named(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|value| !value.is_empty())
 }
 
 /// Deletes everything below the store's prefix.
