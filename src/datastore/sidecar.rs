@@ -186,11 +186,6 @@ impl Sidecar {
         dirty
     }
 
-    /// Whether files that are absent may be absent because they were never fetched.
-    pub fn is_lazy(&self) -> bool {
-        self.marks.as_ref().is_some_and(|marks| marks.lazy_pull_active)
-    }
-
     /// The fingerprint whose index this cache provably holds, with nothing unpushed; `None` when any rule is in doubt.
     pub fn trusted_fingerprint(&self, index_copy_mtime: Option<i64>) -> Option<Fingerprint> {
         let verified = timestamp::parse_nanos(&self.last_verified_at)?;

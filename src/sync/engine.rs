@@ -84,7 +84,6 @@ pub struct Engine {
     pub(super) refreshes_begun: AtomicU64,
     pub(super) refreshed: AtomicU64,
     pub(super) uploaded: AtomicU64,
-    pub(super) closing: AtomicBool,
     /// The last look at the index failed.
     pub(super) index_in_doubt: AtomicBool,
     pub(super) lost_contact: tokio::sync::Notify,
@@ -123,7 +122,6 @@ impl Engine {
             refreshes_begun: AtomicU64::new(0),
             refreshed: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
-            closing: AtomicBool::new(false),
             index_in_doubt: AtomicBool::new(false),
             lost_contact: tokio::sync::Notify::new(),
             journal: Mutex::default(),
@@ -288,7 +286,6 @@ impl Engine {
 
     /// Ends the background tasks and leaves the cache directory in order. After the last flush.
     pub async fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {
             task.abort();

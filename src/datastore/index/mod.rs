@@ -188,14 +188,6 @@ impl Index {
         }
     }
 
-    /// The entry of a name, to keep.
-    pub fn get_shared(&self, path: &str) -> Option<Arc<Entry>> {
-        match self.slots.get(path) {
-            Some(Slot::Known(entry)) => Some(entry.clone()),
-            _ => None,
-        }
-    }
-
     /// Whether any entry has that name, understood or not: its object must not be deleted.
     pub fn names(&self, key: &str) -> bool {
         matches!(self.slots.get(key), Some(Slot::Known(_) | Slot::Opaque(_)))
@@ -221,12 +213,6 @@ impl Index {
     /// The entry of a file, if a tree can show it: not that of `f` where `f/g` exists.
     pub fn shown(&self, path: &RelPath) -> Option<&Entry> {
         self.get(path.as_str()).filter(|_| !self.shadowed().contains(path))
-    }
-
-    /// Like [`Index::entries`], with entries to keep.
-    pub fn shared_entries(&self) -> impl Iterator<Item = (&RelPath, &Arc<Entry>)> {
-        let shadowed = self.shadowed();
-        self.understood().filter(move |(path, _)| !shadowed.contains(*path))
     }
 
     /// Directories that only a marker (`dir/`) names: to be shown, unless a file has that name.
