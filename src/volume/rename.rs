@@ -130,7 +130,8 @@ impl Volume {
             self.reference.unlink(to);
         }
         self.move_rows(inner, &moved, &mut changes);
-        self.move_directory_rows(inner, ino, from, to, &mut changes);
+        Self::forget_directory_rows(inner, ino, &mut changes);
+        Self::write_directory_rows(inner, ino, from, to, &mut changes);
         inner.keep_directory(old_parent, ino, &mut changes);
         inner.commit(changes)?;
         if let Some(target) = target {
@@ -196,17 +197,20 @@ impl Volume {
         }
     }
 
-    fn move_directory_rows(&self, inner: &Inner, ino: Ino, from: &str, to: &str, changes: &mut Changes) {
-        for (path, dir) in inner.tree.walk(ino) {
-            let Some(node) = inner.tree.get(dir).filter(|n| n.is_dir()) else { continue };
-            let new = format!("{to}{}", &path[from.len()..]);
+    fn forget_directory_rows(inner: &Inner, ino: Ino, changes: &mut Changes) {
+        for (path, _) in inner.tree.walk(ino).into_iter().filter(|(_, dir)| inner.tree.kind(*dir) == Some(Kind::Dir)) {
             changes.node(&path, None);
-            if node.explicit || node.attrs.is_some() {
-                changes.node(
-                    &new,
-                    Some(NodeRow { path: new.clone(), kind: Kind::Dir, content: None, attrs: node.attrs_row() }),
-                );
-            }
+        }
+    }
+
+    fn write_directory_rows(inner: &Inner, ino: Ino, from: &str, to: &str, changes: &mut Changes) {
+        for (path, dir) in inner.tree.walk(ino) {
+            let Some(node) = inner.tree.get(dir).filter(|n| n.is_dir() && (n.explicit || n.attrs.is_some())) else {
+                continue;
+            };
+            let path = format!("{to}{}", &path[from.len()..]);
+            let row = NodeRow { path: path.clone(), kind: Kind::Dir, content: None, attrs: node.attrs_row() };
+            changes.node(&path, Some(row));
         }
     }
 
@@ -215,32 +219,16 @@ impl Volume {
         moved.extend(self.moved(inner, b.0, b.1, a.1)?);
         self.sync_unsynced(inner, &moved)?;
         let mut changes = Changes::default();
-        // Directory rows first: old paths are removed before any new row is written.
-        let dirs: Vec<_> = [(a, b), (b, a)].into_iter().collect();
-        for ((ino, from), (_, to)) in &dirs {
-            self.move_directory_rows(inner, *ino, from, to, &mut changes);
+        // All old rows go before any new one is written: both sides use the same paths.
+        for (ino, _) in [a, b] {
+            Self::forget_directory_rows(inner, ino, &mut changes);
         }
         self.move_rows(inner, &moved, &mut changes);
-        for ((ino, from), (_, to)) in dirs {
-            self.rewrite_directory_rows(inner, ino, from, to, &mut changes);
-        }
+        Self::write_directory_rows(inner, a.0, a.1, b.1, &mut changes);
+        Self::write_directory_rows(inner, b.0, b.1, a.1, &mut changes);
         inner.commit(changes)?;
         inner.tree.exchange(a.0, b.0);
         inner.touch_ctime(b.0);
         Ok(())
-    }
-
-    /// Writes the new rows of an exchange once more: the removals of the other side may have hit them.
-    fn rewrite_directory_rows(&self, inner: &Inner, ino: Ino, from: &str, to: &str, changes: &mut Changes) {
-        for (path, dir) in inner.tree.walk(ino) {
-            let Some(node) = inner.tree.get(dir).filter(|n| n.is_dir() && (n.explicit || n.attrs.is_some())) else {
-                continue;
-            };
-            let new = format!("{to}{}", &path[from.len()..]);
-            changes.node(
-                &new,
-                Some(NodeRow { path: new.clone(), kind: Kind::Dir, content: None, attrs: node.attrs_row() }),
-            );
-        }
     }
 }
