@@ -16,7 +16,7 @@ pub const SIDECAR_NAME: &str = ".datastore-sync-state.json";
 /// Object name that marks a directory as a namespace.
 pub const NAMESPACE_FILE: &str = ".namespace.json";
 /// A file whose object is rewritten without an index update: the object is the truth about it.
-pub const CATALOG_EXPORT: &str = ".catalog-export.json";
+const CATALOG_EXPORT: &str = ".catalog-export.json";
 
 /// How a name relates to the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::hash::digest;
 use super::{Engine, FetchError};
 use crate::cache::rows::Version;
-use crate::datastore::names::CATALOG_EXPORT;
+use crate::datastore::names::is_rewritten_in_place;
 use crate::store::{Body, Condition, Fetched, GetRequest, StoreError, StoreErrorKind};
 use crate::volume::{FetchState, LiveContent, Notice};
 use futures_util::StreamExt;
@@ -357,7 +357,7 @@ impl Engine {
 
     /// `.catalog-export.json` is rewritten without an index update: its object's size is the truth (format.md section 1).
     async fn adopt_size(&self, live: &LiveContent, version: &Version, size: u64) -> bool {
-        if version.key != CATALOG_EXPORT {
+        if !is_rewritten_in_place(&version.key) {
             return false;
         }
         if let Some(version) = &mut live.state().version {
@@ -372,8 +372,12 @@ impl Engine {
 
     /// All ranges are here: compares the hash and declares the content complete.
     async fn complete(&self, live: &Arc<LiveContent>) -> Result<(), Failure> {
-        let expected =
-            live.state().version.as_ref().filter(|v| v.key != CATALOG_EXPORT).and_then(|v| v.entry.sha256.clone());
+        let expected = live
+            .state()
+            .version
+            .as_ref()
+            .filter(|v| !is_rewritten_in_place(&v.key))
+            .and_then(|v| v.entry.sha256.clone());
         if let Some(expected) = expected {
             let file = Arc::clone(&live.file);
             let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
@@ -413,7 +417,7 @@ impl Engine {
 /// Whether a content that is here may be older than its object although the index has not changed.
 pub fn may_change_unnoticed(live: &LiveContent) -> bool {
     let state = live.state();
-    state.complete && state.version.as_ref().is_some_and(|v| v.key == CATALOG_EXPORT)
+    state.complete && state.version.as_ref().is_some_and(|v| is_rewritten_in_place(&v.key))
 }
 
 /// Whether nobody sees a byte before all are here and compared with the hash.

@@ -12,7 +12,7 @@ use super::live::{FetchState, LiveContent};
 use super::recording::complete_stamp;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, NodeRow};
-use crate::datastore::names::CATALOG_EXPORT;
+use crate::datastore::names::is_rewritten_in_place;
 use crate::tree::{Ino, Remote};
 
 /// An open file.
@@ -119,7 +119,7 @@ impl Volume {
         let id = inner.new_content_id();
         let file = self.contents.create(id)?;
         let mut state = FetchState::partial(Some(version), crate::cache::RangeSet::default());
-        let export = state.version.as_ref().is_some_and(|v| v.key == CATALOG_EXPORT);
+        let export = state.version.as_ref().is_some_and(|v| is_rewritten_in_place(&v.key));
         state.complete = content.remote.size == 0 && !export;
         let live = Arc::new(LiveContent::new(id, ino, file, state));
         inner.live.insert(id, Arc::clone(&live));
