@@ -10,6 +10,7 @@ use google_cloud_gax::error::rpc::Code;
 use google_cloud_storage::Error;
 use google_cloud_storage::error::{ReadError, WriteError};
 
+use crate::store::causes::{chain, find};
 use crate::store::retry::{Call, Failure};
 use crate::store::{Service, StoreError, StoreErrorKind};
 
@@ -160,34 +161,6 @@ fn describe(kind: StoreErrorKind, text: String, foreign: bool) -> String {
         (false, true) => format!("{ours}, and its answer begins {text:?}"),
         (false, false) => text,
     }
-}
-
-/// An error and its causes in one line; repetitions left out.
-fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = String::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&part);
-        }
-        next = error.source();
-    }
-    text
-}
-
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use google_cloud_storage::model_ext::ReadRange;
 use google_cloud_storage::read_object::ReadObjectResponse;
 
 use super::{GcsStore, errors, fingerprint, generation, required_generation};
+use crate::store::empty_range;
 use crate::store::retry::{Call, Failure};
 use crate::store::{ByteStream, Condition, Fetched, GetRequest, ObjectInfo, Result, StoreError, StoreErrorKind};
 
@@ -27,20 +28,7 @@ impl GcsStore {
     /// An empty range cannot be asked for: HTTP's ranges have at least one byte.
     async fn get_nothing(&self, request: &GetRequest, start: u64) -> Result<Fetched> {
         let info = self.head_object(&request.key).await?;
-        let fail = |kind, message: &str| Err(StoreError::new(kind, "read", &request.key, message));
-        match &request.condition {
-            Condition::IfMatch(wanted) if info.fingerprint.as_ref() != Some(wanted) => {
-                return fail(StoreErrorKind::Precondition, "the object is not in the expected version");
-            }
-            Condition::IfNoneMatch(known) if info.fingerprint.as_ref() == Some(known) => {
-                return Ok(Fetched::NotModified);
-            }
-            _ => {}
-        }
-        if start >= info.size {
-            return fail(StoreErrorKind::RangeNotSatisfiable, "the range lies beyond the end of the object");
-        }
-        Ok(Fetched::Object { info, range: start..start, body: Box::pin(futures_util::stream::empty()) })
+        empty_range(info, request, start)
     }
 
     async fn get_once(&self, call: &Call<'_>, request: &GetRequest) -> std::result::Result<Fetched, Failure> {

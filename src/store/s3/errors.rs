@@ -8,6 +8,7 @@ use std::error::Error;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
+use crate::store::causes::{chain, find};
 use crate::store::retry::{Call, Failure};
 use crate::store::{Service, StoreError, StoreErrorKind};
 
@@ -119,34 +120,6 @@ where
     };
     let error = StoreError { service: Service::S3, ..StoreError::new(kind, call.operation, call.key, text) };
     Failure { error, no_effect }
-}
-
-/// An error and its causes in one line; repetitions left out.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = String::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&part);
-        }
-        next = error.source();
-    }
-    text
-}
-
-fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
 }
 
 #[cfg(test)]

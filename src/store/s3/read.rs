@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
 use super::{S3Store, body, encode, errors};
+use crate::store::empty_range;
 use crate::store::retry::{Call, Failure};
 use crate::store::{
     Condition, Fetched, Fingerprint, GetRequest, ListPage, ListRequest, Listed, ObjectInfo, Result, StoreError,
@@ -102,20 +103,7 @@ impl S3Store {
     /// An empty range cannot be asked for: HTTP's ranges have at least one byte.
     async fn get_nothing(&self, request: &GetRequest, start: u64) -> Result<Fetched> {
         let info = self.head_object(&request.key).await?;
-        let fail = |kind, message: &str| Err(StoreError::new(kind, "read", &request.key, message));
-        match &request.condition {
-            Condition::IfMatch(wanted) if info.fingerprint.as_ref() != Some(wanted) => {
-                return fail(StoreErrorKind::Precondition, "the object is not in the expected version");
-            }
-            Condition::IfNoneMatch(known) if info.fingerprint.as_ref() == Some(known) => {
-                return Ok(Fetched::NotModified);
-            }
-            _ => {}
-        }
-        if start >= info.size {
-            return fail(StoreErrorKind::RangeNotSatisfiable, "the range lies beyond the end of the object");
-        }
-        Ok(Fetched::Object { info, range: start..start, body: Box::pin(futures_util::stream::empty()) })
+        empty_range(info, request, start)
     }
 
     async fn get_once(&self, call: &Call<'_>, request: &GetRequest) -> std::result::Result<Fetched, Failure> {
