@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{CacheError, Result};
 use crate::datastore::cache_dir::CacheDir;
-use crate::datastore::sidecar::{Flavour, Sidecar, SidecarRead, verify_complete};
-use crate::datastore::{Index, RelPath, now_nanos};
-use crate::store::Fingerprint;
+use crate::datastore::index::MONOLITH;
+use crate::datastore::sidecar::{Flavour, Sidecar, SidecarRead, Vouched, verify_complete};
+use crate::datastore::{Fresh, Index, Layout, RelPath, now_nanos};
+
+/// From so many entries on the copy of the index is written at the end of a mount only.
+const LARGE_INDEX: usize = 20_000;
 
 /// What index copy and sidecar looked like when we last wrote them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,9 +104,27 @@ impl ReferenceCache {
 
     /// Stores the copy of the index. Every file whose entry changed must be gone from here.
     ///
+    /// While a mount is at work the copy of a large index is left out instead: writing it costs more than the change that it
+    /// follows, and to a reference client an absent copy says that it has to ask the bucket.
+    ///
     /// # Errors
     /// When the disk fails; the older copy is then still there.
-    pub fn store_index(&self, bytes: &[u8]) -> Result<()> {
+    pub fn store_index(&self, index: &Index, fresh: &Fresh) -> Result<()> {
+        if index.len() > LARGE_INDEX {
+            return self.dir.remove_index_copy().map_err(failed("remove the index copy of"));
+        }
+        self.write_copy(index, fresh)
+    }
+
+    fn write_copy(&self, index: &Index, fresh: &Fresh) -> Result<()> {
+        let built;
+        let bytes: &[u8] = match fresh.get(MONOLITH) {
+            Some(bytes) if index.layout() == Layout::Monolith => bytes,
+            _ => {
+                built = index.to_bytes();
+                &built
+            }
+        };
         self.dir.write_index_copy(bytes).map_err(failed("write the index copy of"))
     }
 
@@ -111,16 +132,16 @@ impl ReferenceCache {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn finish(&self, index: &Index, fingerprint: &Fingerprint) -> Result<bool> {
+    pub fn finish(&self, index: &Index) -> Result<bool> {
         let Ok(proof) = verify_complete(&self.dir, index).map_err(failed("verify"))? else { return Ok(false) };
+        if self.dir.index_copy_stat().map_err(failed("stat"))?.is_none() {
+            self.write_copy(index, &Fresh::new())?;
+        }
         let Some(copy) = self.dir.index_copy_stat().map_err(failed("stat"))? else { return Ok(false) };
         let read = Sidecar::read(&self.dir, self.flavour);
-        match Sidecar::clean(read.sidecar(), &proof, fingerprint, now_nanos(), copy.mtime_nanos) {
-            Some(clean) => {
-                clean.write(&self.dir, self.flavour, false).map_err(failed("write the sidecar of"))?;
-                Ok(true)
-            }
-            None => Ok(false),
-        }
+        let Some(vouched) = Vouched::of(index, true) else { return Ok(false) };
+        let clean = Sidecar::clean(read.sidecar(), &proof, &vouched, now_nanos(), copy.mtime_nanos);
+        clean.write(&self.dir, self.flavour, false).map_err(failed("write the sidecar of"))?;
+        Ok(true)
     }
 }

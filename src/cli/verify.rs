@@ -9,7 +9,7 @@ use super::arguments::VerifyArgs;
 use super::transfer::block_on;
 use super::{Ended, output};
 use crate::config::Environment;
-use crate::datastore::{INDEX_KEY, Index, IndexRead, discover, read_index};
+use crate::datastore::{INDEX_KEY, Index, IndexRead, Seen, discover, read_index};
 use crate::mount::{MountError, store};
 use crate::store::{ObjectStore, StoreError, StoreErrorKind};
 
@@ -29,7 +29,7 @@ pub fn run(args: &VerifyArgs, environment: &Environment) -> Result<Ended, MountE
         let latencies = reach(&*store).await?;
         output::result("reachable    yes, with these credentials\n");
         output::result(&format!("latency      {}\n", describe(&latencies)));
-        let (index, found) = match read_index(&*store, None).await? {
+        let (index, found) = match read_index(&*store, None, Seen::Never).await? {
             IndexRead::Present(remote) => (remote.index, "readable"),
             IndexRead::Missing | IndexRead::NotModified => {
                 (discover(&*store).await?, "missing; made from a listing, as a first mount does")

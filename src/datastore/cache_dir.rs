@@ -351,6 +351,17 @@ impl CacheDir {
         self.write_root_file(INDEX_KEY, bytes, false)
     }
 
+    /// Removes the local copy of the index, if there is one.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn remove_index_copy(&self) -> io::Result<()> {
+        match rfs::unlinkat(&self.root, INDEX_KEY, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// When the local copy of the index was written.
     ///
     /// # Errors

@@ -9,16 +9,13 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::error::DatastoreError;
-use super::index::{Entry, Index};
+use super::index::{Document, Entry};
 use super::lock::HeldLock;
-use super::names::SHARD_PREFIX;
-use super::partition;
 use super::path::RelPath;
-use super::remote_index::list_all;
+use super::shards::MAX_SHARD;
+use super::{partition, shards};
 use crate::store::{GetRequest, ObjectStore, Precondition, PutRequest, StoreErrorKind, get_bytes};
 
-/// Largest shard that is read, in bytes.
-const MAX_SHARD: u64 = 1 << 30;
 /// How often a shard is merged again when other writers are faster.
 const ATTEMPTS: u32 = 8;
 /// Shards that are rewritten at the same time.
@@ -30,7 +27,7 @@ type Change = (RelPath, Option<Entry>);
 ///
 /// # Errors
 /// The first failure; shards after it may be untouched.
-pub async fn rewrite_derived_shards(
+pub(super) async fn rewrite_derived_shards(
     store: &dyn ObjectStore,
     lock: &HeldLock,
     changed: &[Change],
@@ -38,13 +35,7 @@ pub async fn rewrite_derived_shards(
     if changed.is_empty() {
         return Ok(());
     }
-    let existing: BTreeSet<String> = list_all(store, SHARD_PREFIX)
-        .await?
-        .iter()
-        .filter_map(|object| object.key.strip_prefix(SHARD_PREFIX)?.strip_suffix(".json"))
-        .filter(|name| *name != "_meta" && !name.contains('/'))
-        .map(str::to_owned)
-        .collect();
+    let existing: BTreeSet<String> = shards::list(store).await?.into_keys().map(|name| name.to_string()).collect();
     if existing.is_empty() {
         return Ok(());
     }
@@ -69,7 +60,7 @@ async fn rewrite(
     name: &str,
     changes: &[Change],
 ) -> Result<(), DatastoreError> {
-    let key = format!("{SHARD_PREFIX}{name}.json");
+    let key = shards::key_of(name);
     for _ in 0..ATTEMPTS {
         let (info, bytes) = match get_bytes(store, GetRequest::whole(&key), MAX_SHARD).await {
             Ok(Some(read)) => read,
@@ -77,7 +68,7 @@ async fn rewrite(
             Err(error) if error.is_not_found() => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        let mut shard = match Index::parse(&bytes) {
+        let mut shard = match Document::parse(&bytes) {
             Ok(shard) => shard,
             Err(error) => {
                 tracing::warn!(shard = key, %error, "a derived shard is unreadable and stays as it is");
@@ -101,7 +92,7 @@ async fn rewrite(
 }
 
 /// Applies changes to one shard; `false` when it already says so.
-fn apply(shard: &mut Index, name: &str, changes: &[Change]) -> bool {
+fn apply(shard: &mut Document, name: &str, changes: &[Change]) -> bool {
     let mut changed = shard.was_scrubbed();
     for (path, entry) in changes {
         let held = shard.get(path.as_str());

@@ -15,11 +15,30 @@ pub enum DatastoreError {
     /// The index does not parse.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// `_index/_meta.json` says version 2.
+    /// A shard does not parse.
+    #[error("the shard {key} of the index cannot be read: {source}")]
+    Shard {
+        /// Its object key.
+        key: String,
+        /// What is wrong.
+        source: IndexError,
+    },
+    /// `_index/_meta.json` lists shards that do not exist.
     #[error(
-        "the index of this datastore has version 2 (_index/_meta.json): it is split into shards, which this release does not read; use a newer swamp-mount"
+        "{count} shards that _index/_meta.json lists are missing ({}{}), and with them the entries that they held; nothing was changed. Restore them from a version of the bucket, or rebuild them from the objects with `swamp-mount fsck --repair`",
+        .examples.join(", "), if *.count > .examples.len() { ", …" } else { "" }
     )]
-    Sharded,
+    ShardsMissing {
+        /// How many.
+        count: usize,
+        /// The first of their keys.
+        examples: Vec<String>,
+    },
+    /// The index was sharded, `_meta.json` is gone, and a monolith that may be stale lies beside the shards.
+    #[error(
+        "_index/_meta.json is gone from a bucket whose index was sharded, and the .datastore-index.json beside the shards is older than they are; nothing was changed. Restore _index/_meta.json from a version of the bucket, or, if the shards are the truth, remove the stale .datastore-index.json: the list is then rebuilt from the shards"
+    )]
+    MetaVanished,
     /// `_index/_meta.json` exists and cannot be understood.
     #[error(
         "cannot tell which index counts: _index/_meta.json {0}; nothing was changed. Repair or remove that object (a reference client can rebuild it)"
@@ -27,7 +46,7 @@ pub enum DatastoreError {
     UnreadableMeta(String),
     /// The bucket holds namespaces and nothing else.
     #[error(
-        "this bucket holds only namespaces ({}), which this release does not read; use a newer swamp-mount, or another prefix",
+        "this bucket holds only namespaces ({}); choose one with --namespace, or another prefix",
         .0.join(", ")
     )]
     OnlyNamespaces(Vec<String>),

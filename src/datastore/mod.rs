@@ -5,7 +5,7 @@
 
 pub mod cache_dir;
 pub mod conflict;
-pub mod derived_shards;
+mod derived_shards;
 pub mod error;
 pub mod index;
 pub mod lock;
@@ -14,18 +14,21 @@ pub mod names;
 pub mod partition;
 pub mod path;
 pub mod remote_index;
+mod shards;
 pub mod sidecar;
 pub mod timestamp;
+pub mod write_index;
 
 pub use cache_dir::CacheDir;
 pub use conflict::conflict_name;
-pub use derived_shards::rewrite_derived_shards;
 pub use error::DatastoreError;
-pub use index::{Entry, EntryKind, Index, IndexError, IndexProblem};
+pub use index::{Document, Entry, EntryKind, Index, IndexError, IndexProblem, Layout, PartName};
 pub use lock::{ForceReleased, HeldLock, LockError, LockOptions, acquire, force_release, inspect};
 pub use lock_body::{LockBody, LockStatus};
 pub use names::{INDEX_KEY, LOCK_KEY, META_KEY, NameClass, SIDECAR_NAME, classify, is_internal};
 pub use path::{PathProblem, RelPath};
-pub use remote_index::{IndexRead, RemoteIndex, WrittenIndex, discover, read_index, write_index};
-pub use sidecar::{Flavour, Sidecar, SidecarRead, VerifiedComplete, verify_complete};
+pub use remote_index::{Fresh, IndexRead, RemoteIndex, Seen, discover, read_for_commit, read_index};
+pub use shards::current_digest;
+pub use sidecar::{Flavour, Sidecar, SidecarRead, VerifiedComplete, Vouched, verify_complete};
 pub use timestamp::{format_nanos, now_nanos, parse_nanos};
+pub use write_index::{Edits, Writer, write_index};

@@ -8,28 +8,72 @@ pub const MOUNT_PARTITION: &str = "_mount";
 /// The shard of files at the root.
 pub const ROOT_PARTITION: &str = "_root";
 
+/// Partitions with longer names would not fit into an object key beside a long prefix.
+const LONGEST: usize = 480;
+
 /// The partition of a path by the newest rule; `None` for paths that it leaves out.
 pub fn newest(path: &str) -> Option<String> {
-    let segments: Vec<&str> = path.split('/').collect();
-    let n = segments.len();
-    if n == 1 {
-        return Some(ROOT_PARTITION.to_owned());
-    }
-    match segments[0] {
+    let mut name = String::new();
+    newest_into(path, &mut name).then_some(name)
+}
+
+/// Writes the partition of a path by the newest rule; `false` for paths that it leaves out.
+fn newest_into(path: &str, name: &mut String) -> bool {
+    name.clear();
+    let n = path.split('/').count();
+    let first = path.split('/').next().unwrap_or(path);
+    let kept = match first {
+        _ if n == 1 => {
+            name.push_str(ROOT_PARTITION);
+            return true;
+        }
         "data" | "outputs" | "definitions-evaluated" => match n {
-            ..4 => None,
-            4 | 5 => Some(segments[..n - 1].join("--")),
-            _ => Some(segments[..n - 3].join("--")),
+            ..4 => return false,
+            4 | 5 => n - 1,
+            _ => n - 3,
         },
-        "workflow-runs" if n < 3 => None,
-        "workflow-runs" => Some(format!("workflow-runs--{}", segments[1])),
-        first => Some(first.to_owned()),
+        "workflow-runs" if n < 3 => return false,
+        "workflow-runs" => 2,
+        _ => 1,
+    };
+    for (at, segment) in path.split('/').take(kept).enumerate() {
+        if at > 0 {
+            name.push_str("--");
+        }
+        name.push_str(segment);
     }
+    true
 }
 
 /// The partition that we write a path to.
 pub fn ours(path: &str) -> String {
-    newest(path).unwrap_or_else(|| MOUNT_PARTITION.to_owned())
+    let mut name = String::new();
+    ours_into(path, &mut name);
+    name
+}
+
+/// Writes the partition that we write a path to.
+pub fn ours_into(path: &str, name: &mut String) {
+    let derived = newest_into(path, name);
+    if !derived || name.is_empty() || name.len() > LONGEST || name == "_meta" {
+        name.clear();
+        name.push_str(MOUNT_PARTITION);
+    }
+}
+
+/// Whether a shard that exists and is not listed is read all the same: ours, that of the root, and those of top-level
+/// directories, which older releases cannot derive and therefore drop from the list.
+pub fn is_read_unlisted(name: &str) -> bool {
+    let scoped = ["data--", "outputs--", "definitions-evaluated--", "workflow-runs--", "workflows-evaluated--"];
+    matches!(name, MOUNT_PARTITION | ROOT_PARTITION)
+        || !(name.starts_with('_') || scoped.iter().any(|prefix| name.starts_with(prefix)))
+}
+
+/// Whether a partition may hold paths below `directory` (a path that is to be a file).
+pub fn may_hold_below(name: &str, directory: &str) -> bool {
+    let joined = directory.replace('/', "--");
+    let is_prefix = |short: &str, long: &str| long.strip_prefix(short).is_some_and(|rest| rest.starts_with("--"));
+    name == MOUNT_PARTITION || name == joined || is_prefix(&joined, name) || is_prefix(name, &joined)
 }
 
 /// Every partition that some release may have put a path into: the newest rule, those of July (`workflows-evaluated` by
@@ -75,6 +119,47 @@ mod tests {
     fn the_newest_rule() {
         for (path, partition) in TABLE {
             assert_eq!(newest(path).as_deref(), *partition, "{path}");
+        }
+    }
+
+    #[test]
+    fn paths_that_no_rule_places_are_ours() {
+        assert_eq!(ours("data/x"), MOUNT_PARTITION);
+        assert_eq!(ours("_meta/x"), MOUNT_PARTITION, "its shard would be _meta.json");
+        assert_eq!(ours(&format!("{}/x", "y".repeat(600))), MOUNT_PARTITION, "an object key has an end");
+        assert_eq!(ours("notes/todo.md"), "notes");
+    }
+
+    #[test]
+    fn shards_that_older_releases_unlist_are_read() {
+        for (name, read) in [
+            ("_mount", true),
+            ("_root", true),
+            ("notes", true),
+            ("logs", true),
+            ("a--b", true),
+            ("_other", false),
+            ("data--t--i", false),
+            ("workflow-runs--w", false),
+            ("workflows-evaluated--w", false),
+        ] {
+            assert_eq!(is_read_unlisted(name), read, "{name}");
+        }
+    }
+
+    #[test]
+    fn partitions_below_a_new_file_are_found() {
+        for (name, path, may) in [
+            ("notes", "notes", true),
+            ("data--t--i", "data", true),
+            ("data--t--i", "data/t", true),
+            ("data--t--i", "data/t/i", true),
+            ("data--t--i", "data/t/i/r/v", true),
+            ("data--t--j", "data/t/i/v", false),
+            ("_mount", "data/t", true),
+            ("notes-old", "notes", false),
+        ] {
+            assert_eq!(may_hold_below(name, path), may, "{name} {path}");
         }
     }
 

@@ -1,25 +1,22 @@
-//! The index in the bucket: reading it, making one for a bucket that has none, and writing it.
+//! The index in the bucket: which layout counts, reading it, and making one for a bucket that has none.
 //!
-//! Depends on `store`. Invariants: `_index/_meta.json` is looked at with every read, because a bucket can be migrated at
-//! any time; only "no such object" means that there is no index, every other failure is an error; a write is one
-//! single-part PUT under a lock that still holds.
+//! Depends on `store`. Invariants: `_index/_meta.json` decides about the layout and is looked at with every read, because a
+//! bucket can be migrated, and even turn back, at any time; only "no such object" means that there is no index, every
+//! other failure is an error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use md5::{Digest, Md5};
-use serde_json::Value;
-use time::OffsetDateTime;
+use futures_util::FutureExt;
 
 use super::error::DatastoreError;
-use super::index::{Entry, Index};
-use super::lock::HeldLock;
+use super::index::{Document, Entry, Index, Layout, Meta, MetaRead, PartName, PartStamp};
 use super::names::{INDEX_KEY, META_KEY, NAMESPACE_FILE, is_ignored_by_discovery};
 use super::path::RelPath;
-use super::timestamp;
+use super::{shards, timestamp};
 use crate::store::{
-    Condition, Fingerprint, GetRequest, ListRequest, Listed, ObjectStore, Precondition, PutRequest, StoreError,
-    StoreErrorKind, get_bytes,
+    Condition, Fingerprint, GetRequest, ListRequest, Listed, ObjectInfo, ObjectStore, StoreError, StoreErrorKind,
+    get_bytes,
 };
 
 /// Largest index that is read, in bytes.
@@ -27,12 +24,22 @@ const MAX_INDEX: u64 = 2 << 30;
 /// Largest `_meta.json` that is read, in bytes.
 const MAX_META: u64 = 64 << 20;
 
+/// Documents of an index, by part, as they are in the bucket: those that a read or write brought anew.
+pub type Fresh = BTreeMap<PartName, Bytes>;
+
+/// What is known of a source from before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nobody here ever saw an index of it.
+    Never,
+    /// It had an index in that layout.
+    Index(Layout),
+}
+
 /// The answer to a read of the index.
-// One lives at a time, and is taken apart at once: a box would only be in the way.
-#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum IndexRead {
-    /// It still has the known fingerprint.
+    /// It is still the known one.
     NotModified,
     /// The bucket has no index: it is new, or must be discovered, or, if there was one before, something is wrong.
     Missing,
@@ -40,78 +47,160 @@ pub enum IndexRead {
     Present(RemoteIndex),
 }
 
-/// An index that was read.
+/// An index that was read, or written.
 #[derive(Clone, Debug)]
 pub struct RemoteIndex {
-    /// What it says.
+    /// What it says, with the stamps of the responses that carried it.
     pub index: Index,
-    /// The bytes of the answer.
-    pub bytes: Bytes,
-    /// The fingerprint that came with these bytes.
-    pub fingerprint: Option<Fingerprint>,
-    /// When it was written, by the store's clock: objects that its entries speak of are not younger.
-    pub written_at: Option<OffsetDateTime>,
+    /// The documents that are not those of the known index.
+    pub fresh: Fresh,
 }
 
-/// An index that was written.
-#[derive(Clone, Debug)]
-pub struct WrittenIndex {
-    /// Its fingerprint.
-    pub fingerprint: Option<Fingerprint>,
-    /// The bytes that were written.
-    pub bytes: Bytes,
-    /// When it was written, by the store's clock.
-    pub written_at: Option<OffsetDateTime>,
-}
-
-/// Reads the index, unless it still has the `known` fingerprint.
+/// Reads the index, without what is still the same as in `known`.
 ///
 /// # Errors
-/// Every failure but "no such object"; a sharded index; an index that does not parse.
-pub async fn read_index(store: &dyn ObjectStore, known: Option<&Fingerprint>) -> Result<IndexRead, DatastoreError> {
-    let condition = known.map_or(Condition::None, |known| Condition::IfNoneMatch(known.clone()));
-    let request = GetRequest::whole(INDEX_KEY).with(condition);
-    let (meta, index) = tokio::join!(is_sharded(store), get_bytes(store, request, MAX_INDEX));
-    if meta? {
-        return Err(DatastoreError::Sharded);
+/// Every failure but "no such object"; an index that does not parse; shards that are missing.
+pub async fn read_index(
+    store: &dyn ObjectStore,
+    known: Option<&Index>,
+    seen: Seen,
+) -> Result<IndexRead, DatastoreError> {
+    let known_meta = known.and_then(Index::meta);
+    if seen == Seen::Index(Layout::Shards) {
+        let meta = match read_meta(store, known_meta).await? {
+            Some(MetaRead::Shards(meta)) => meta,
+            Some(MetaRead::Monolith) => return read_monolith(store, None).await,
+            None => match without_meta(store).await? {
+                WithoutMeta::Shards(meta) => meta,
+                WithoutMeta::Monolith => return read_monolith(store, None).await,
+                WithoutMeta::Nothing => return Ok(IndexRead::Missing),
+            },
+        };
+        return shards::read(store, meta, known).boxed().await;
     }
-    let (info, bytes) = match index {
+    let known_monolith = known.and_then(Index::fingerprint);
+    let (meta, monolith) = tokio::join!(read_meta(store, None), read_monolith(store, known_monolith));
+    if let Some(MetaRead::Shards(meta)) = meta? {
+        return shards::read(store, meta, None).boxed().await;
+    }
+    match monolith? {
+        IndexRead::Missing if seen == Seen::Never => match without_meta(store).await? {
+            WithoutMeta::Shards(meta) => shards::read(store, meta, None).boxed().await,
+            _ => Ok(IndexRead::Missing),
+        },
+        read => Ok(read),
+    }
+}
+
+/// Reads what a commit of changes to `paths` needs, freshly: all of an index of version 1, the touched shards of one of
+/// version 2. What it does not need is as in `known`.
+///
+/// # Errors
+/// As [`read_index`].
+pub async fn read_for_commit(
+    store: &dyn ObjectStore,
+    known: &Index,
+    seen: Seen,
+    paths: &[String],
+) -> Result<IndexRead, DatastoreError> {
+    if known.layout() == Layout::Shards
+        && let Some(MetaRead::Shards(meta)) = read_meta(store, known.meta()).await?
+    {
+        return Ok(IndexRead::Present(shards::read_touched(store, meta, known, paths).boxed().await?));
+    }
+    match read_index(store, Some(known), seen).await? {
+        IndexRead::NotModified => Ok(IndexRead::Present(RemoteIndex { index: known.clone(), fresh: Fresh::default() })),
+        read => Ok(read),
+    }
+}
+
+async fn read_monolith(store: &dyn ObjectStore, known: Option<&Fingerprint>) -> Result<IndexRead, DatastoreError> {
+    let condition = known.map_or(Condition::None, |known| Condition::IfNoneMatch(known.clone()));
+    let (info, bytes) = match get_bytes(store, GetRequest::whole(INDEX_KEY).with(condition), MAX_INDEX).await {
         Ok(Some(present)) => present,
         Ok(None) => return Ok(IndexRead::NotModified),
         Err(error) if error.is_not_found() => return Ok(IndexRead::Missing),
         Err(error) => return Err(error.into()),
     };
-    if info.size != bytes.len() as u64 {
-        let message = format!("the answer has {} of {} bytes", bytes.len(), info.size);
-        return Err(StoreError::new(StoreErrorKind::Server, "read", INDEX_KEY, message).into());
+    check_whole(INDEX_KEY, &info, &bytes)?;
+    let document = parse_elsewhere(bytes.clone()).await?.map_err(DatastoreError::Index)?;
+    let index = Index::monolith(document, stamp_of(&info));
+    let fresh = index.parts().keys().map(|name| (name.clone(), bytes.clone())).collect();
+    Ok(IndexRead::Present(RemoteIndex { index, fresh }))
+}
+
+/// A document that was cut off must not pass for a shorter one.
+pub(super) fn check_whole(key: &str, info: &ObjectInfo, bytes: &Bytes) -> Result<(), StoreError> {
+    if info.size == bytes.len() as u64 {
+        return Ok(());
     }
-    let index = parse_elsewhere(bytes.clone()).await?;
-    let (fingerprint, written_at) = (info.fingerprint, info.last_modified);
-    Ok(IndexRead::Present(RemoteIndex { index, bytes, fingerprint, written_at }))
+    let message = format!("the answer has {} of {} bytes", bytes.len(), info.size);
+    Err(StoreError::new(StoreErrorKind::Server, "read", key, message))
+}
+
+/// The stamp of the answer that carried a part.
+pub(super) fn stamp_of(info: &ObjectInfo) -> PartStamp {
+    PartStamp {
+        fingerprint: info.fingerprint.clone(),
+        written_at: info.last_modified.map(time::OffsetDateTime::unix_timestamp),
+    }
 }
 
 /// Parses where a hundred megabytes of JSON keep no other task waiting.
-async fn parse_elsewhere(bytes: Bytes) -> Result<Index, DatastoreError> {
-    if bytes.len() < 1 << 20 {
-        return Ok(Index::parse(&bytes)?);
+pub(super) async fn parse_elsewhere(
+    bytes: Bytes,
+) -> Result<Result<Document, super::index::IndexError>, DatastoreError> {
+    if bytes.len() < 1 << 14 {
+        return Ok(Document::parse(&bytes));
     }
-    let parsed = tokio::task::spawn_blocking(move || Index::parse(&bytes)).await;
-    Ok(parsed.map_err(|error| DatastoreError::Task(error.to_string()))??)
+    let parsed = tokio::task::spawn_blocking(move || Document::parse(&bytes)).await;
+    parsed.map_err(|error| DatastoreError::Task(error.to_string()))
 }
 
-async fn is_sharded(store: &dyn ObjectStore) -> Result<bool, DatastoreError> {
-    let bytes = match get_bytes(store, GetRequest::whole(META_KEY), MAX_META).await {
-        Ok(Some((_, bytes))) => bytes,
-        Ok(None) => return Ok(false),
-        Err(error) if error.is_not_found() => return Ok(false),
-        Err(error) => return Err(error.into()),
+/// Reads `_index/_meta.json`; `None` when there is none. The known one is not read again.
+pub(super) async fn read_meta(
+    store: &dyn ObjectStore,
+    known: Option<&Meta>,
+) -> Result<Option<MetaRead>, DatastoreError> {
+    let fingerprint = known.and_then(|meta| meta.fingerprint.clone());
+    let condition = fingerprint.map_or(Condition::None, Condition::IfNoneMatch);
+    match (get_bytes(store, GetRequest::whole(META_KEY).with(condition), MAX_META).await, known) {
+        (Ok(Some((info, bytes))), _) => {
+            check_whole(META_KEY, &info, &bytes)?;
+            Meta::parse(&bytes, info.fingerprint).map(Some).map_err(DatastoreError::UnreadableMeta)
+        }
+        (Ok(None), Some(known)) => Ok(Some(MetaRead::Shards(known.clone()))),
+        (Ok(None), None) => Err(DatastoreError::UnreadableMeta("was not sent".into())),
+        (Err(error), _) if error.is_not_found() => Ok(None),
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
+/// What counts in a bucket without `_meta.json` that is not known to have a monolith.
+enum WithoutMeta {
+    /// The shards that exist: the list was lost.
+    Shards(Meta),
+    /// The monolith: the bucket turned back to version 1.
+    Monolith,
+    /// There is nothing.
+    Nothing,
+}
+
+async fn without_meta(store: &dyn ObjectStore) -> Result<WithoutMeta, DatastoreError> {
+    let shards = shards::list(store).await?;
+    let monolith = list_all(store, INDEX_KEY).await?.into_iter().find(|listed| listed.key == INDEX_KEY);
+    let Some(monolith) = monolith else {
+        if shards.is_empty() {
+            return Ok(WithoutMeta::Nothing);
+        }
+        tracing::warn!(shards = shards.len(), "_index/_meta.json is missing; the list is rebuilt from the shards");
+        return Ok(WithoutMeta::Shards(Meta::of(shards.into_keys().collect())));
     };
-    let meta: Value = serde_json::from_slice(&bytes)
-        .map_err(|error| DatastoreError::UnreadableMeta(format!("is not JSON ({error})")))?;
-    match meta.get("version").and_then(Value::as_f64) {
-        Some(1.0) => Ok(false),
-        Some(2.0) => Ok(true),
-        _ => Err(DatastoreError::UnreadableMeta("has an unknown version".into())),
+    let newest = shards.values().map(|listed| listed.last_modified).max();
+    match (newest, monolith.last_modified) {
+        (None, _) => Ok(WithoutMeta::Monolith),
+        (Some(Some(shard)), Some(monolith)) if monolith > shard => Ok(WithoutMeta::Monolith),
+        _ => Err(DatastoreError::MetaVanished),
     }
 }
 
@@ -157,35 +246,5 @@ pub(super) async fn list_all(store: &dyn ObjectStore, prefix: &str) -> Result<Ve
             Some(more) => request.continuation = Some(more),
             None => return Ok(all),
         }
-    }
-}
-
-/// Writes the index: one PUT, with a precondition unless `unconditional`.
-///
-/// `replaces` is the fingerprint of the index that it was merged into; `None` means that there was none (create-only).
-///
-/// # Errors
-/// [`DatastoreError::Changed`] when another writer was first; [`StoreErrorKind::Undecided`] passes through: read again.
-pub async fn write_index(
-    store: &dyn ObjectStore,
-    lock: &HeldLock,
-    index: &Index,
-    replaces: Option<&Fingerprint>,
-    unconditional: bool,
-) -> Result<WrittenIndex, DatastoreError> {
-    let bytes = Bytes::from(index.to_bytes());
-    let precondition = match (unconditional, replaces) {
-        (true, _) => Precondition::None,
-        (false, Some(fingerprint)) => Precondition::Match(fingerprint.clone()),
-        (false, None) => Precondition::Absent,
-    };
-    let mut request = PutRequest::json(INDEX_KEY, bytes.clone(), precondition);
-    request.md5 = Some(Md5::digest(&bytes).into());
-    lock.check()?;
-    match store.put(request).await {
-        Ok(stored) => Ok(WrittenIndex { fingerprint: stored.fingerprint, bytes, written_at: stored.server_date }),
-        // With If-Match some stores answer that the object is gone instead.
-        Err(error) if error.is_precondition() || error.is_not_found() => Err(DatastoreError::Changed),
-        Err(error) => Err(error.into()),
     }
 }

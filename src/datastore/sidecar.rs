@@ -14,6 +14,11 @@ use super::names::is_rewritten_in_place;
 use super::timestamp::{self, NANOS_PER_MS};
 use crate::store::{Fingerprint, FingerprintName, ObjectStore};
 
+/// What the reference clients call the number of the last commit.
+const COMMIT_SEQ: &str = "commitSeq";
+/// Our field for [`Index::digest`].
+const DIGEST: &str = "shardsDigest";
+
 /// Whose name the fingerprint field has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
@@ -89,6 +94,33 @@ impl SidecarRead {
     }
 }
 
+/// The index that a clean sidecar vouches for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vouched {
+    /// Of version 1, by the fingerprint of its object.
+    Monolith(Fingerprint),
+    /// Of version 2, by the fingerprints of all its shards. `commitSeq` is for the reference clients: theirs is set by a push
+    /// only.
+    Shards {
+        /// [`Index::digest`].
+        digest: String,
+        /// The number of the last commit, when this is a push.
+        commit_seq: Option<u64>,
+    },
+}
+
+impl Vouched {
+    /// What stands for an index; `None` when it cannot be told from others. `pushing`: not a pull.
+    pub fn of(index: &Index, pushing: bool) -> Option<Self> {
+        match index.meta() {
+            None => index.fingerprint().filter(|f| f.is_recordable()).cloned().map(Self::Monolith),
+            Some(meta) => {
+                Some(Self::Shards { digest: index.digest()?, commit_seq: pushing.then_some(meta.commit_seq) })
+            }
+        }
+    }
+}
+
 /// Proof that every entry of one index lies in a cache directory with its size. Made by [`verify_complete`] only.
 #[derive(Debug)]
 pub struct VerifiedComplete(());
@@ -134,36 +166,41 @@ impl Sidecar {
     pub fn lazy(previous: Option<&Self>) -> Self {
         let mut marks = previous.and_then(|p| p.marks.clone()).unwrap_or_default();
         marks.lazy_pull_active = true;
-        marks.extra.shift_remove("commitSeq");
+        marks.extra.shift_remove(COMMIT_SEQ);
         Self { fingerprint: String::new(), last_verified_at: String::new(), local_dirty: true, marks: Some(marks) }
     }
 
-    /// A complete cache with nothing unpushed. `None` when the fingerprint is one that must not be recorded.
+    /// A complete cache with nothing unpushed.
     ///
-    /// The version stays that of `previous`; `index_copy_mtime` is that of the local index, which the verification time
+    /// The version stays that of `previous`, but is 2 for shards; `index_copy_mtime` is that of the local index, which the verification time
     /// is made to follow.
     pub fn clean(
         previous: Option<&Self>,
         _proof: &VerifiedComplete,
-        fingerprint: &Fingerprint,
+        vouched: &Vouched,
         now_nanos: i64,
         index_copy_mtime: i64,
-    ) -> Option<Self> {
-        if !fingerprint.is_recordable() {
-            return None;
-        }
-        let marks = previous.and_then(|p| p.marks.as_ref()).map(|marks| {
+    ) -> Self {
+        let mut marks = previous.and_then(|p| p.marks.as_ref()).map(|marks| {
             let mut extra = marks.extra.clone();
-            // It would be the fingerprint of a sharded index; this proof is about another one.
-            extra.shift_remove("commitSeq");
+            // What is not set below is about another index.
+            extra.shift_remove(COMMIT_SEQ);
+            extra.shift_remove(DIGEST);
             Marks { extra, ..Marks::default() }
         });
-        Some(Self {
-            fingerprint: fingerprint.as_str().to_owned(),
-            last_verified_at: verified_after(now_nanos, index_copy_mtime),
-            local_dirty: false,
-            marks,
-        })
+        let fingerprint = match vouched {
+            Vouched::Monolith(fingerprint) => fingerprint.as_str().to_owned(),
+            Vouched::Shards { digest, commit_seq } => {
+                let extra = &mut marks.get_or_insert_default().extra;
+                if let Some(seq) = commit_seq {
+                    extra.insert(COMMIT_SEQ.into(), Value::from(*seq));
+                }
+                extra.insert(DIGEST.into(), Value::from(digest.as_str()));
+                String::new()
+            }
+        };
+        let last_verified_at = verified_after(now_nanos, index_copy_mtime);
+        Self { fingerprint, last_verified_at, local_dirty: false, marks }
     }
 
     /// A cache with unpushed changes and every file of the index: proves nothing, and lets a full push find them.
@@ -186,8 +223,13 @@ impl Sidecar {
         dirty
     }
 
-    /// The fingerprint whose index this cache provably holds, with nothing unpushed; `None` when any rule is in doubt.
-    pub fn trusted_fingerprint(&self, index_copy_mtime: Option<i64>) -> Option<Fingerprint> {
+    /// Whether the cache was last verified against shards.
+    pub fn knows_shards(&self) -> bool {
+        self.marks.as_ref().is_some_and(|marks| marks.extra.contains_key(DIGEST))
+    }
+
+    /// The index that this cache provably holds, with nothing unpushed; `None` when any rule is in doubt.
+    pub fn trusted(&self, index_copy_mtime: Option<i64>) -> Option<Vouched> {
         let verified = timestamp::parse_nanos(&self.last_verified_at)?;
         let unmarked = self.marks.as_ref().is_none_or(|marks| {
             marks.dirty_paths.is_empty()
@@ -195,8 +237,18 @@ impl Sidecar {
                 && !marks.lazy_pull_active
                 && !marks.dirty_paths_overflowed
         });
-        let fingerprint = Fingerprint::from_record(&self.fingerprint).filter(Fingerprint::is_recordable)?;
-        (!self.local_dirty && unmarked && verified > index_copy_mtime?).then_some(fingerprint)
+        if self.local_dirty || !unmarked || verified <= index_copy_mtime? {
+            return None;
+        }
+        match Fingerprint::from_record(&self.fingerprint).filter(Fingerprint::is_recordable) {
+            Some(fingerprint) => Some(Vouched::Monolith(fingerprint)),
+            // The number of the commit alone proves nothing: some writers leave it as it was.
+            None if self.fingerprint.is_empty() => {
+                let digest = self.marks.as_ref()?.extra.get(DIGEST)?.as_str()?.to_owned();
+                Some(Vouched::Shards { digest, commit_seq: None })
+            }
+            None => None,
+        }
     }
 
     /// Reads the bytes of a sidecar.

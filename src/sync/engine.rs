@@ -128,7 +128,7 @@ impl Engine {
             tasks: Mutex::default(),
         });
         if let Err(error) = engine.refresh().await {
-            let has_base = engine.volume.base().record.is_some_and(|r| r.fingerprint.is_some() || r.discovered);
+            let has_base = engine.volume.base().record.is_some_and(|r| !r.parts.is_empty());
             match (error.is_offline(), has_base) {
                 (true, true) => tracing::warn!(%error, "starting without the bucket"),
                 (true, false) => return Err(SyncError::NothingCached(Box::new(error))),

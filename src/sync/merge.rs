@@ -7,13 +7,12 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep};
 
 use crate::datastore::{
-    DatastoreError, Entry, HeldLock, Index, IndexRead, RelPath, WrittenIndex, read_index, rewrite_derived_shards,
-    timestamp, write_index,
+    DatastoreError, Edits, Entry, Index, IndexRead, Layout, RelPath, RemoteIndex, Seen, Writer, read_for_commit,
+    write_index,
 };
 use crate::store::{Fingerprint, ObjectStore, StoreError, StoreErrorKind};
 
@@ -33,8 +32,8 @@ pub struct Uploaded {
     pub fingerprint: Option<Fingerprint>,
     /// Its upload id.
     pub upload_id: String,
-    /// When the store confirmed it.
-    pub confirmed: Instant,
+    /// When the store confirmed it; `None`: long ago, or nobody knows.
+    pub confirmed: Option<Instant>,
 }
 
 /// What we did to a path.
@@ -44,6 +43,9 @@ pub enum Change {
     Put(Entry, Uploaded),
     /// Only fields of its entry change (times, mode); the object stays.
     Fields(Entry),
+    /// An entry of ours that a writer with an old view dropped: it comes back if the object is still the one that it
+    /// describes.
+    Restore(Entry, Uploaded),
     /// We removed it.
     Remove,
 }
@@ -69,86 +71,81 @@ pub enum RowOutcome {
     Superseded,
     /// A put: our object was deleted after our upload. It has to be uploaded again.
     ObjectGone,
-    /// A removal or a change of fields: the entry is not the one that we saw, and stays.
+    /// A removal, a change of fields or a restored entry: what the bucket has is not what we saw, and stays.
     KeptTheirs,
 }
 
-/// What to do when there is no index object.
+/// The index as this machine last saw it: what need not be read again, and what to begin with where there is none.
 #[derive(Clone, Debug)]
-pub enum MissingIndex {
-    /// This source had one: stop.
-    Refuse,
-    /// It is a new bucket, or a discovered one: begin with this.
-    StartFrom(Box<Index>),
+pub struct Known {
+    /// What it said.
+    pub index: Index,
+    /// Whether the bucket had it; otherwise it is a new bucket, or a discovered one, and a commit begins with `index`.
+    pub seen: Seen,
 }
 
 /// An index that holds our changes.
 #[derive(Clone, Debug)]
 pub struct Committed {
-    /// What the index says.
-    pub index: Index,
-    /// Its bytes, as they are in the bucket.
-    pub bytes: Bytes,
-    /// Its fingerprint: from our PUT, or from the GET of these bytes.
-    pub fingerprint: Option<Fingerprint>,
-    /// When it was written, by the store's clock.
-    pub written_at: Option<time::OffsetDateTime>,
+    /// What the index says, as read and written.
+    pub remote: RemoteIndex,
     /// Of each row, in order.
     pub outcomes: Vec<RowOutcome>,
     /// Whether the index had to be written.
     pub wrote: bool,
 }
 
-/// Merges rows into the index of the bucket. Derived shards are brought up to date before the index, so that a failure
-/// there is repeated together with the rows.
+/// Merges rows into the index of the bucket.
+///
+/// `also` are keys whose entries the caller will look at in the committed index, besides those of the rows.
 ///
 /// # Errors
 /// Nothing is half done: repeating it with the same rows is safe.
 pub async fn commit(
-    store: &dyn ObjectStore,
-    lock: &HeldLock,
+    writer: Writer<'_>,
     rows: &[Row],
-    missing: &MissingIndex,
-    unconditional: bool,
+    also: &[String],
+    known: &Known,
 ) -> Result<Committed, DatastoreError> {
     let mut checked: HashMap<usize, (Instant, ObjectState)> = HashMap::new();
     let mut undecided = false;
+    let paths: Vec<String> = rows.iter().map(|row| row.path.to_string()).chain(also.iter().cloned()).collect();
+    let mut known = known.clone();
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
             sleep(Duration::from_millis(fastrand::u64(20..=200) * u64::from(attempt))).await;
         }
-        let (mut index, there) = match (read_index(store, None).await?, missing) {
-            (IndexRead::Present(read), _) => (read.index.clone(), Some(read)),
-            (_, MissingIndex::StartFrom(index)) => (Index::clone(index), None),
-            (_, MissingIndex::Refuse) => return Err(DatastoreError::IndexVanished),
-        };
-        recheck(store, rows, &index, &mut checked).await?;
-        let directories = directories_among(rows, &index);
-        let mut changed = Vec::new();
-        let outcomes: Vec<RowOutcome> = rows
-            .iter()
-            .enumerate()
-            .map(|(at, row)| match &row.change {
-                Change::Put(..) if directories.contains(row.path.as_str()) => RowOutcome::Superseded,
-                _ => apply(&mut index, row, checked.get(&at).map(|(_, state)| *state), &mut changed),
-            })
-            .collect();
-        if let Some(read) = &there
-            && changed.is_empty()
-            && !read.index.was_scrubbed()
-        {
-            let (bytes, fingerprint) = (read.bytes.clone(), read.fingerprint.clone());
-            let written_at = read.written_at;
-            return Ok(Committed { index, bytes, fingerprint, written_at, outcomes, wrote: undecided });
-        }
-        rewrite_derived_shards(store, lock, &changed).await?;
-        index.set_last_pulled(&timestamp::format_nanos(timestamp::now_nanos()));
-        let replaces = there.as_ref().and_then(|read| read.fingerprint.as_ref());
-        match write_index(store, lock, &index, replaces, unconditional).await {
-            Ok(written) => {
-                let WrittenIndex { bytes, fingerprint, written_at } = written;
-                return Ok(Committed { index, bytes, fingerprint, written_at, outcomes, wrote: true });
+        let (read, exists) = match read_for_commit(writer.store, &known.index, known.seen, &paths).await? {
+            IndexRead::Present(read) => (read, true),
+            _ if known.seen == Seen::Never => {
+                (RemoteIndex { index: known.index.clone(), fresh: Default::default() }, false)
             }
+            _ => return Err(DatastoreError::IndexVanished),
+        };
+        recheck(writer.store, rows, &read.index, &mut checked).await?;
+        let mut index = read.index.clone();
+        let directories = directories_among(rows, &index);
+        let mut edits = Edits::default();
+        let mut outcomes = Vec::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate() {
+            let outcome = match &row.change {
+                Change::Put(..) if directories.contains(row.path.as_str()) => RowOutcome::Superseded,
+                _ => apply(&mut index, row, checked.get(&at).map(|(_, state)| *state), &mut edits),
+            };
+            if outcome == RowOutcome::Applied {
+                edits.applied.push(row.path.clone());
+            }
+            outcomes.push(outcome);
+        }
+        if exists && !must_write(&read.index, &edits) {
+            return Ok(Committed { remote: read, outcomes, wrote: undecided });
+        }
+        if exists {
+            // What was read now need not be read again if another writer is faster.
+            known = Known { index: read.index.clone(), seen: Seen::Index(read.index.layout()) };
+        }
+        match write_index(writer, read, index, &edits).boxed().await {
+            Ok(remote) => return Ok(Committed { remote, outcomes, wrote: true }),
             Err(DatastoreError::Changed) => {}
             Err(DatastoreError::Store(error)) if error.kind == StoreErrorKind::Undecided => undecided = true,
             Err(error) => return Err(error),
@@ -157,16 +154,26 @@ pub async fn commit(
     Err(DatastoreError::Changed)
 }
 
+/// Whether anything has to be written. Shards may have been written by an attempt that ended before the list: where our
+/// rows are found in them, the list is written (again).
+fn must_write(read: &Index, edits: &Edits) -> bool {
+    !edits.changed.is_empty()
+        || read.was_scrubbed()
+        || (read.layout() == Layout::Shards
+            && (!edits.applied.is_empty() || read.parts().values().any(|part| !part.listed)))
+}
+
 /// New files of ours whose name is that of a directory by now, because of what others put below it: both cannot be shown.
 fn directories_among(rows: &[Row], index: &Index) -> HashSet<String> {
     let is_new = |row: &&Row| row.base.is_none() && matches!(row.change, Change::Put(..));
-    let new: HashSet<&str> = rows.iter().filter(is_new).map(|row| row.path.as_str()).collect();
-    let removed: HashSet<&str> =
-        rows.iter().filter(|row| matches!(row.change, Change::Remove)).map(|row| row.path.as_str()).collect();
+    let paths = rows.iter().filter(is_new).map(|row| row.path.as_str());
+    let new: HashSet<&str> = paths.filter(|path| index.is_directory(path)).collect();
     let mut found = HashSet::new();
     if new.is_empty() {
         return found;
     }
+    let removed: HashSet<&str> =
+        rows.iter().filter(|row| matches!(row.change, Change::Remove)).map(|row| row.path.as_str()).collect();
     for (path, _) in index.entries().filter(|(path, _)| !removed.contains(path.as_str())) {
         let above = path.as_str().match_indices('/').map(|(at, _)| &path.as_str()[..at]);
         found.extend(above.filter(|dir| new.contains(dir)).map(str::to_owned));
@@ -190,15 +197,15 @@ async fn recheck(
 ) -> Result<(), StoreError> {
     let mut doubtful: Vec<(usize, String, Uploaded)> = Vec::new();
     for (at, row) in rows.iter().enumerate() {
-        let Change::Put(entry, uploaded) = &row.change else { continue };
-        let confirmed = checked.get(&at).map_or(uploaded.confirmed, |(when, _)| *when);
+        let (Change::Put(entry, uploaded) | Change::Restore(entry, uploaded)) = &row.change else { continue };
+        let confirmed = checked.get(&at).map_or(uploaded.confirmed, |(when, _)| Some(*when));
         let current = index.get(row.path.as_str());
         let expected = match (current, &row.base) {
             (Some(current), Some(base)) => current.same_version(base) || current == entry,
             (Some(current), None) => current == entry,
             (None, base) => base.is_none(),
         };
-        if !expected || confirmed.elapsed() > RECHECK_AFTER {
+        if !expected || confirmed.is_none_or(|at| at.elapsed() > RECHECK_AFTER) {
             doubtful.push((at, row.path.to_string(), uploaded.clone()));
         }
     }
@@ -221,12 +228,7 @@ async fn recheck(
     Ok(())
 }
 
-fn apply(
-    index: &mut Index,
-    row: &Row,
-    state: Option<ObjectState>,
-    changed: &mut Vec<(RelPath, Option<Entry>)>,
-) -> RowOutcome {
+fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut Edits) -> RowOutcome {
     let current = index.get(row.path.as_str());
     let as_seen = match (current, &row.base) {
         (Some(current), Some(base)) => current.same_version(base),
@@ -236,18 +238,21 @@ fn apply(
     match &row.change {
         Change::Put(..) if state == Some(ObjectState::Theirs) => RowOutcome::Superseded,
         Change::Put(..) if state == Some(ObjectState::Gone) => RowOutcome::ObjectGone,
-        Change::Put(entry, _) | Change::Fields(entry) if current == Some(entry) => RowOutcome::Applied,
-        Change::Fields(_) if !as_seen => RowOutcome::KeptTheirs,
-        Change::Put(entry, _) | Change::Fields(entry) => {
+        Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _) if current == Some(entry) => {
+            RowOutcome::Applied
+        }
+        Change::Restore(..) if state != Some(ObjectState::Ours) => RowOutcome::KeptTheirs,
+        Change::Fields(_) | Change::Restore(..) if !as_seen => RowOutcome::KeptTheirs,
+        Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _) => {
             index.set(&row.path, entry.clone());
-            changed.push((row.path.clone(), Some(entry.clone())));
+            edits.changed.push((row.path.clone(), Some(entry.clone())));
             RowOutcome::Applied
         }
         Change::Remove if current.is_none() => RowOutcome::Applied,
         Change::Remove if !as_seen => RowOutcome::KeptTheirs,
         Change::Remove => {
             index.remove(row.path.as_str());
-            changed.push((row.path.clone(), None));
+            edits.changed.push((row.path.clone(), None));
             RowOutcome::Applied
         }
     }

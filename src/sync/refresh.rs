@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Engine, SyncError};
-use crate::datastore::remote_index::{IndexRead, discover, read_index};
-use crate::datastore::{format_nanos, now_nanos};
+use crate::datastore::{Fresh, IndexRead, RemoteIndex, discover, format_nanos, now_nanos, read_index};
 use crate::volume::NewBase;
 
 impl Engine {
@@ -62,18 +61,12 @@ impl Engine {
     /// The remote index when it is not the base in view; `None` when it is. Under `index_gate`.
     pub(super) async fn read_newer_base(&self) -> Result<Option<NewBase>, SyncError> {
         let base = self.volume.base();
-        match read_index(&*self.store, base.fingerprint().as_ref()).await? {
+        match read_index(&*self.store, Some(&base.index), base.seen()).await? {
             IndexRead::NotModified => {
                 self.volume.confirm_base();
                 Ok(None)
             }
-            IndexRead::Present(remote) => Ok(Some(NewBase {
-                index: Arc::new(remote.index),
-                bytes: remote.bytes,
-                fingerprint: remote.fingerprint,
-                written_at: remote.written_at,
-                discovered: false,
-            })),
+            IndexRead::Present(remote) => Ok(Some(NewBase { remote, discovered: false })),
             IndexRead::Missing if base.record.as_ref().is_some_and(|r| !r.discovered) => {
                 Err(SyncError::IndexVanished { source_name: self.store.describe() })
             }
@@ -82,9 +75,7 @@ impl Engine {
                 if base.record.is_some() && same_entries(&index, &base.index) {
                     return Ok(None);
                 }
-                let bytes = index.to_bytes().into();
-                let index = Arc::new(index);
-                Ok(Some(NewBase { index, bytes, fingerprint: None, written_at: None, discovered: true }))
+                Ok(Some(NewBase { remote: RemoteIndex { index, fresh: Fresh::new() }, discovered: true }))
             }
         }
     }

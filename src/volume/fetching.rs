@@ -45,9 +45,9 @@ impl Volume {
         InUse { volume: Arc::clone(self), live: Arc::clone(live) }
     }
 
-    /// When the index in view was written, by the store's clock, in seconds since the epoch.
-    pub fn index_written_at(&self) -> Option<i64> {
-        self.lock().base.record.as_ref()?.written_at
+    /// When the part of the index in view that holds a path was written, by the store's clock, in seconds since the epoch.
+    pub fn index_written_at(&self, path: &str) -> Option<i64> {
+        self.lock().base.index.written_at(path)
     }
 
     /// The relative path of an inode, if it has a name.

@@ -12,8 +12,7 @@ use super::{Result, VolumeError};
 use crate::cache::rows::{ContentRow, DeltaRow, NodeRow, PendingDelete, Replaced, Version};
 use crate::cache::saved_base::BaseRecord;
 use crate::cache::{ContentId, StateDb};
-use crate::datastore::{Entry, Index, NameClass, classify};
-use crate::store::Fingerprint;
+use crate::datastore::{Entry, Index, NameClass, Seen, classify};
 use crate::tree::{Ino, Tree};
 
 /// The last remote index that was read.
@@ -26,9 +25,12 @@ pub struct Base {
 }
 
 impl Base {
-    /// Fingerprint for conditional requests.
-    pub fn fingerprint(&self) -> Option<Fingerprint> {
-        self.record.as_ref().and_then(|r| Fingerprint::from_record(r.fingerprint.as_deref()?))
+    /// What is known of the source's index: one that was only discovered does not count.
+    pub fn seen(&self) -> Seen {
+        match &self.record {
+            Some(record) if !record.discovered => Seen::Index(record.layout()),
+            _ => Seen::Never,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::{Result, Volume};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, NodeRow};
 use crate::cache::saved_base::{self, BaseRecord};
 use crate::cache::{ContentId, Contents, StateDb, reference::ReferenceCache};
-use crate::datastore::{Flavour, Index, RelPath};
+use crate::datastore::{Flavour, Index, RelPath, Seen};
 use crate::tree::{Content, Ino, NodeData, Remote, Tree};
 
 /// How a volume is opened.
@@ -155,11 +155,8 @@ impl Volume {
         let base = self.base();
         let (files, _, removals) = self.pending_counts();
         let unpushed = files + removals > 0 || !self.lock().deltas.is_empty();
-        if !unpushed
-            && let Some(fingerprint) = base.fingerprint()
-            && base.index.len() <= self.lock().content_rows.len()
-        {
-            self.reference.finish(&base.index, &fingerprint)?;
+        if !unpushed && base.seen() != Seen::Never && base.index.len() <= self.lock().content_rows.len() {
+            self.reference.finish(&base.index)?;
         }
         self.record_reference_stamp()?;
         Ok(self.lock().db.checkpoint()?)
@@ -169,13 +166,12 @@ impl Volume {
 fn load_base(options: &VolumeOptions, db: &StateDb) -> Result<Base> {
     let none = Base { index: Arc::new(Index::empty()), record: None };
     let Some(record) = db.meta::<BaseRecord>("base")? else { return Ok(none) };
-    let parsed = saved_base::read(&options.root, record.number).map_err(|e| e.to_string());
-    match parsed.and_then(|bytes| Index::parse(&bytes).map_err(|e| e.to_string())) {
+    match saved_base::load(&options.root, &record) {
         Ok(index) => Ok(Base { index: Arc::new(index), record: Some(record) }),
         Err(error) => {
-            // Without fingerprint the next read is a whole one; the record says that this source had an index.
+            // Without parts the next read is a whole one; the record says that this source had an index.
             tracing::warn!(error, "the saved base cannot be read; the index must be read from the bucket");
-            Ok(Base { record: Some(BaseRecord { fingerprint: None, ..record }), ..none })
+            Ok(Base { record: Some(BaseRecord { parts: Vec::new(), ..record }), ..none })
         }
     }
 }

@@ -6,9 +6,6 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use time::OffsetDateTime;
-
 use super::conflict::rows_for_new_name;
 use super::delta::Changes;
 use super::inner::{Base, Inner};
@@ -16,23 +13,16 @@ use super::live::LiveContent;
 use super::pushing::{Outcome, Settled};
 use super::{Result, Volume};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, PendingDelete, Version};
-use crate::cache::saved_base::{self, BaseRecord};
+use crate::cache::saved_base::{self, Before};
 use crate::cache::{ContentId, StateDb};
-use crate::datastore::{Entry, EntryKind, Index, RelPath, now_nanos};
-use crate::store::Fingerprint;
+use crate::datastore::{Entry, EntryKind, Fresh, Index, RelPath, RemoteIndex, now_nanos};
 use crate::tree::{Content, Ino, NodeData, ROOT, Remote};
 
-/// A newer remote index, from the response that carried it or from our own PUT of it.
+/// A newer remote index, from the responses that carried it or from our own writes of it.
 #[derive(Clone)]
 pub struct NewBase {
     /// The index.
-    pub index: Arc<Index>,
-    /// Its bytes.
-    pub bytes: Bytes,
-    /// Its fingerprint.
-    pub fingerprint: Option<Fingerprint>,
-    /// When it was written, by the store's clock.
-    pub written_at: Option<OffsetDateTime>,
+    pub remote: RemoteIndex,
     /// There is no index yet: this one was made from a listing.
     pub discovered: bool,
 }
@@ -92,7 +82,7 @@ impl Volume {
         };
         let index = new_base.as_ref().map_or_else(|| Arc::clone(&old.index), |b| Arc::clone(&b.index));
         let same = Arc::ptr_eq(&index, &old.index);
-        let changed = if same { Vec::new() } else { differences(&old.index, &index) };
+        let changed = if same { Vec::new() } else { index.changed_since(&old.index) };
         let marked: Vec<RelPath> = if same { Vec::new() } else { index.marked_directories().collect() };
 
         let mut guard = self.lock();
@@ -118,7 +108,7 @@ impl Volume {
         let notices = work.finish(new_base)?;
         drop(guard);
         if let Some(new) = &new {
-            self.store_index_copy(&new.bytes);
+            self.store_index_copy(&index, &new.remote.fresh);
             // Only now: before, a reference client would have taken them for files that nobody pushed.
             for settled in settled.iter().filter(|s| matches!(s.outcome, Outcome::Put(_))) {
                 self.show_pushed(settled.path.as_str());
@@ -152,21 +142,15 @@ impl Volume {
     }
 
     fn save_base(&self, old: &Base, new: &NewBase) -> Result<Base> {
-        let number = old.record.as_ref().map_or(1, |r| r.number + 1);
-        saved_base::write(&self.options.root, number, &new.bytes)?;
-        let record = BaseRecord {
-            number,
-            fingerprint: new.fingerprint.as_ref().map(|f| f.as_str().to_owned()),
-            written_at: new.written_at.map(OffsetDateTime::unix_timestamp),
-            discovered: new.discovered,
-            confirmed_at: now_nanos(),
-        };
-        Ok(Base { index: Arc::clone(&new.index), record: Some(record) })
+        let (remote, before) = (&new.remote, Before { index: &old.index, record: old.record.as_ref() });
+        let root = &self.options.root;
+        let record = saved_base::save(root, &before, &remote.index, &remote.fresh, new.discovered, now_nanos())?;
+        Ok(Base { index: Arc::new(remote.index.clone()), record: Some(record) })
     }
 
-    fn store_index_copy(&self, bytes: &[u8]) {
+    fn store_index_copy(&self, index: &Index, fresh: &Fresh) {
         let store = || -> Result<()> {
-            self.reference.store_index(bytes)?;
+            self.reference.store_index(index, fresh)?;
             self.record_reference_stamp()
         };
         if let Err(error) = store() {
@@ -178,7 +162,7 @@ impl Volume {
             return;
         }
         if let Some(record) = self.base().record {
-            saved_base::remove_others(&self.options.root, record.number);
+            saved_base::remove_others(&self.options.root, &record);
         }
     }
 
@@ -194,15 +178,6 @@ impl Volume {
         tx.set_meta("reference", &stamp)?;
         Ok(tx.commit()?)
     }
-}
-
-/// Paths whose entry differs, removals first: a file may have become a directory.
-fn differences(old: &Index, new: &Index) -> Vec<RelPath> {
-    let listed = |index: &Index| index.entries().map(|(path, _)| path.clone()).collect::<HashSet<RelPath>>();
-    let (before, after) = (listed(old), listed(new));
-    let mut paths: Vec<RelPath> = before.iter().filter(|path| !after.contains(*path)).cloned().collect();
-    paths.extend(after.iter().filter(|p| !before.contains(*p) || old.get(p.as_str()) != new.get(p.as_str())).cloned());
-    paths
 }
 
 impl<'a> Work<'a> {

@@ -10,15 +10,17 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::{Entry, Index, IndexError, MAX_SIZE, Name, Opaque, Slot};
+use super::document::{Document, Name, Opaque, Slot};
+use super::entry::{Entry, MAX_SIZE};
+use super::error::IndexError;
 use crate::datastore::names::is_internal;
 use crate::datastore::path::RelPath;
 
 /// Reads the bytes of an index.
-pub(super) fn parse(bytes: &[u8]) -> Result<Index, IndexError> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Document, IndexError> {
     // The reference clients decode with a TextDecoder, which drops a byte order mark.
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    let mut index = Index::bare();
+    let mut index = Document::bare();
     let mut entries = None;
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     TopSeed { index: &mut index, entries: &mut entries }.deserialize(&mut deserializer).map_err(IndexError::json)?;
@@ -48,7 +50,7 @@ enum EntriesShape {
 }
 
 struct TopSeed<'a> {
-    index: &'a mut Index,
+    index: &'a mut Document,
     entries: &'a mut Option<EntriesShape>,
 }
 
@@ -110,7 +112,7 @@ macro_rules! visit_other_shapes {
     };
 }
 
-struct EntriesSeed<'a>(&'a mut Index);
+struct EntriesSeed<'a>(&'a mut Document);
 
 impl<'de> DeserializeSeed<'de> for EntriesSeed<'_> {
     type Value = EntriesShape;
@@ -128,7 +130,7 @@ impl<'de> Visitor<'de> for EntriesSeed<'_> {
         while let Some(name) = map.next_key::<String>()? {
             if is_internal(&name) {
                 map.next_value::<IgnoredAny>()?;
-                self.0.scrubbed = true;
+                self.0.note_scrubbed();
                 continue;
             }
             let (name, slot) = match RelPath::parse(&name) {

@@ -1,4 +1,7 @@
+use serde_json::{Map, Value};
+
 use super::*;
+use crate::datastore::path::RelPath;
 use crate::datastore::timestamp;
 
 fn doc(entries: &str) -> String {

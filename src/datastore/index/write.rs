@@ -1,4 +1,4 @@
-//! Writes an index as JavaScript would: integer-like names first, in ascending order, then the others as they came.
+//! Writes a document as JavaScript would: integer-like names first, in ascending order, then the others as they came.
 //!
 //! Invariant: entries that nobody changed keep every field; the fields we know come in the reference clients' order.
 
@@ -6,20 +6,21 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 use serde_json::ser::PrettyFormatter;
 
-use super::{Entry, Index, Slot};
+use super::document::{Document, Slot};
+use super::entry::Entry;
 
 /// Compact JSON.
-pub(super) fn compact(index: &Index) -> Vec<u8> {
-    let mut out = Vec::with_capacity(256 * index.len() + 128);
+pub(super) fn compact(document: &Document) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256 * document.len() + 128);
     let mut serializer = serde_json::Serializer::new(&mut out);
-    finish(Document(index).serialize(&mut serializer), out)
+    finish(Whole(document).serialize(&mut serializer), out)
 }
 
 /// JSON indented by two spaces.
-pub(super) fn indented(index: &Index) -> Vec<u8> {
-    let mut out = Vec::with_capacity(300 * index.len() + 128);
+pub(super) fn indented(document: &Document) -> Vec<u8> {
+    let mut out = Vec::with_capacity(300 * document.len() + 128);
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(b"  "));
-    finish(Document(index).serialize(&mut serializer), out)
+    finish(Whole(document).serialize(&mut serializer), out)
 }
 
 fn finish(result: serde_json::Result<()>, out: Vec<u8>) -> Vec<u8> {
@@ -31,9 +32,9 @@ fn finish(result: serde_json::Result<()>, out: Vec<u8>) -> Vec<u8> {
     }
 }
 
-struct Document<'a>(&'a Index);
+struct Whole<'a>(&'a Document);
 
-impl Serialize for Document<'_> {
+impl Serialize for Whole<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for (name, value) in &self.0.top {
@@ -47,7 +48,7 @@ impl Serialize for Document<'_> {
     }
 }
 
-struct Entries<'a>(&'a Index);
+struct Entries<'a>(&'a Document);
 
 impl Serialize for Entries<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

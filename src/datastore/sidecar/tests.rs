@@ -41,7 +41,7 @@ fn the_golden_sidecars_are_reproduced_byte_for_byte() {
     ];
     for (flavour, fingerprint, clean_golden, dirty_golden, fresh_golden) in table {
         let fingerprint = Fingerprint::from_record(fingerprint).unwrap();
-        let clean = Sidecar::clean(None, &proof(), &fingerprint, at, at - 1).unwrap();
+        let clean = Sidecar::clean(None, &proof(), &Vouched::Monolith(fingerprint.clone()), at, at - 1);
         assert_eq!(clean.to_bytes(flavour), clean_golden);
         assert_eq!(clean.mark_dirty().to_bytes(flavour), dirty_golden);
         assert_eq!(Sidecar::dirty(None).to_bytes(flavour), fresh_golden);
@@ -80,8 +80,8 @@ const V2: &str = r#"{"version":2,"remoteIndexETag":"abc","lastVerifiedAt":"2050-
 #[test]
 fn unknown_fields_of_version_2_survive_and_a_commit_number_does_not() {
     let SidecarRead::Present(read) = Sidecar::parse(V2.as_bytes(), Flavour::S3) else { panic!() };
-    let fingerprint = Fingerprint::from_record("def").unwrap();
-    for next in [Sidecar::clean(Some(&read), &proof(), &fingerprint, 5, 1).unwrap(), Sidecar::lazy(Some(&read))] {
+    let vouched = Vouched::Monolith(Fingerprint::from_record("def").unwrap());
+    for next in [Sidecar::clean(Some(&read), &proof(), &vouched, 5, 1), Sidecar::lazy(Some(&read))] {
         let value: Value = serde_json::from_slice(&next.to_bytes(Flavour::S3)).unwrap();
         assert_eq!(
             (&value["version"], &value["lastCatalogHash"], &value["future"]["x"]),
@@ -90,7 +90,7 @@ fn unknown_fields_of_version_2_survive_and_a_commit_number_does_not() {
         assert!(value.get("commitSeq").is_none());
     }
     assert_eq!(Sidecar::lazy(Some(&read)).marks.unwrap().dirty_paths, ["a"]);
-    assert!(Sidecar::clean(Some(&read), &proof(), &fingerprint, 5, 1).unwrap().marks.unwrap().dirty_paths.is_empty());
+    assert!(Sidecar::clean(Some(&read), &proof(), &vouched, 5, 1).marks.unwrap().dirty_paths.is_empty());
 }
 
 #[test]
@@ -102,30 +102,55 @@ fn a_lazy_sidecar_claims_nothing() {
         (&value["lazyPullActive"], &value["localDirty"], &value["remoteIndexETag"]),
         (&Value::from(true), &Value::from(true), &Value::from(""))
     );
-    assert_eq!(lazy.trusted_fingerprint(Some(0)), None);
+    assert_eq!(lazy.trusted(Some(0)), None);
 }
 
 #[test]
 fn only_a_sidecar_beyond_doubt_is_trusted() {
     let at = timestamp::parse_nanos(AT).unwrap();
     let fingerprint = Fingerprint::from_record("abc").unwrap();
-    let clean = Sidecar::clean(None, &proof(), &fingerprint, at, at - 1).unwrap();
-    assert_eq!(clean.trusted_fingerprint(Some(at - 1)), Some(fingerprint));
-    assert_eq!(clean.trusted_fingerprint(Some(at)), None, "a tie is unverified");
-    assert_eq!(clean.trusted_fingerprint(None), None, "without a copy of the index");
-    assert_eq!(clean.mark_dirty().trusted_fingerprint(Some(at - 1)), None);
+    let clean = Sidecar::clean(None, &proof(), &Vouched::Monolith(fingerprint.clone()), at, at - 1);
+    assert_eq!(clean.trusted(Some(at - 1)), Some(Vouched::Monolith(fingerprint)));
+    assert_eq!(clean.trusted(Some(at)), None, "a tie is unverified");
+    assert_eq!(clean.trusted(None), None, "without a copy of the index");
+    assert_eq!(clean.mark_dirty().trusted(Some(at - 1)), None);
     for text in ["", "0", "abc-2"] {
         let doubtful = Sidecar { fingerprint: text.into(), ..clean.clone() };
-        assert_eq!(doubtful.trusted_fingerprint(Some(at - 1)), None, "{text}");
+        assert_eq!(doubtful.trusted(Some(at - 1)), None, "{text}");
     }
     let SidecarRead::Present(marked) = Sidecar::parse(V2.as_bytes(), Flavour::S3) else { panic!() };
-    assert_eq!(marked.trusted_fingerprint(Some(at - 1)), None);
+    assert_eq!(marked.trusted(Some(at - 1)), None);
 }
 
 #[test]
 fn a_multipart_fingerprint_is_never_recorded() {
-    let fingerprint = Fingerprint::from_record("abc-2").unwrap();
-    assert_eq!(Sidecar::clean(None, &proof(), &fingerprint, 5, 1), None);
+    for (text, recorded) in [("abc", true), ("abc-2", false)] {
+        let index = Index::empty().with_fingerprint(Fingerprint::from_record(text).unwrap());
+        assert_eq!(Vouched::of(&index, true).is_some(), recorded, "{text}");
+    }
+}
+
+/// Under shards the fingerprint is `commitSeq`, which only a push sets; it proves nothing to us, the digest does.
+#[test]
+fn a_sidecar_for_shards_has_no_fingerprint_of_a_monolith() {
+    let at = timestamp::parse_nanos(AT).unwrap();
+    for (commit_seq, field) in [(Some(7), r#""commitSeq": 7,"#), (None, "")] {
+        let vouched = Vouched::Shards { digest: "d".into(), commit_seq };
+        let clean = Sidecar::clean(None, &proof(), &vouched, at, at - 1);
+        let text = String::from_utf8(clean.to_bytes(Flavour::S3)).unwrap();
+        let golden = format!(
+            r#"{{"version": 2,"remoteIndexETag": "","lastVerifiedAt": "{AT}","localDirty": false,"dirtyPaths": [],"bulkInvalidated": false,"lazyPullActive": false,"dirtyPathsOverflowed": false,{field}"shardsDigest": "d"}}"#
+        );
+        let flat: String = text.lines().map(str::trim).collect();
+        assert_eq!(flat, golden);
+        let SidecarRead::Present(read) = Sidecar::parse(text.as_bytes(), Flavour::S3) else { panic!() };
+        assert_eq!(read.trusted(Some(at - 1)), Some(Vouched::Shards { digest: "d".into(), commit_seq: None }));
+        assert_eq!(Sidecar::lazy(Some(&read)).trusted(Some(at - 1)), None);
+        assert!(Sidecar::lazy(Some(&read)).knows_shards(), "a lost list must not make a stale monolith count");
+        let other = Vouched::Monolith(Fingerprint::from_record("e").unwrap());
+        let turned_back = Sidecar::clean(Some(&read), &proof(), &other, at, at - 1);
+        assert!(!turned_back.knows_shards() && turned_back.marks.unwrap().extra.is_empty());
+    }
 }
 
 #[test]

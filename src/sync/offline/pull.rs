@@ -46,7 +46,7 @@ pub async fn pull(
         session = reopen(&*store, session, cache, options)?;
         let fresh = session.read_remote(&*store).await?;
         match fresh {
-            Some(fresh) if attempt < ATTEMPTS && fresh.fingerprint != remote.fingerprint => remote = fresh,
+            Some(fresh) if attempt < ATTEMPTS && !fresh.index.is_same_version(&remote.index) => remote = fresh,
             _ => return Err(OfflineError::Batch { operation: "pull", failed }),
         }
     }

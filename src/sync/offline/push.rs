@@ -13,9 +13,9 @@ use super::push_plan::{Plan, Put, plan};
 use super::push_upload::{Bases, Uploads, find_bases};
 use super::session::{Remote, Session};
 use super::{OfflineError, OfflineOptions, Progress, PushReport, disk};
-use crate::datastore::{DatastoreError, HeldLock, Index, RelPath, acquire};
+use crate::datastore::{DatastoreError, HeldLock, RelPath, Seen, Writer, acquire};
 use crate::store::ObjectStore;
-use crate::sync::merge::{Change, Committed, MissingIndex, Row, RowOutcome, commit};
+use crate::sync::merge::{Change, Committed, Known, Row, RowOutcome, commit};
 use crate::sync::remove_object::{ObjectRemoval, remove_object};
 use crate::sync::upload::Expect;
 
@@ -99,8 +99,7 @@ async fn work(
     let (committed, pushed) = committed?;
     uploads.report.wrote_index = committed.wrote;
     let failed = uploads.failed;
-    let (bytes, fingerprint) = (Some(committed.bytes), committed.fingerprint);
-    Ok(Worked { remote: Remote { index: committed.index, bytes, fingerprint, written_at: None }, pushed, failed })
+    Ok(Worked { remote: committed.remote.into(), pushed, failed })
 }
 
 /// What the bucket has after the work.
@@ -152,14 +151,11 @@ async fn publish(
     mut rows: Vec<Row>,
     bases: &Bases,
 ) -> Result<(Committed, HashSet<RelPath>), OfflineError> {
-    let missing = match remote.bytes {
-        Some(_) => MissingIndex::Refuse,
-        None => MissingIndex::StartFrom(Box::new(remote.index.clone())),
-    };
-    let (store, unconditional) = (uploads.store, uploads.unconditional);
+    let mut known = remote.known();
+    let writer = Writer { store: uploads.store, lock, unconditional: uploads.unconditional };
     let mut wrote = false;
     for _ in 0..ATTEMPTS {
-        let mut committed = commit(store, lock, &rows, &missing, unconditional).await?;
+        let mut committed = commit(writer, &rows, &[], &known).await?;
         wrote |= committed.wrote;
         committed.wrote = wrote;
         let again = lost_puts(uploads, &rows, &committed)?;
@@ -172,7 +168,8 @@ async fn publish(
         let lost = |outcome: &RowOutcome| matches!(outcome, RowOutcome::Superseded | RowOutcome::ObjectGone);
         let mut outcomes = committed.outcomes.iter();
         rows.retain(|_| !outcomes.next().is_some_and(lost));
-        rows.extend(uploads.send(again, &committed.index).await?);
+        rows.extend(uploads.send(again, &committed.remote.index).await?);
+        known = Known { seen: Seen::Index(committed.remote.index.layout()), index: committed.remote.index };
     }
     Err(DatastoreError::Changed.into())
 }
@@ -186,7 +183,7 @@ fn lost_puts(
     let mut again = Vec::new();
     for (row, outcome) in rows.iter().zip(&committed.outcomes) {
         match outcome {
-            RowOutcome::Superseded => again.push(uploads.set_aside(&row.path, &committed.index)?),
+            RowOutcome::Superseded => again.push(uploads.set_aside(&row.path, &committed.remote.index)?),
             RowOutcome::ObjectGone => {
                 let full = uploads.session.cache.path().join(row.path.as_str());
                 if let Some(stat) = disk(uploads.session.cache.stat(&row.path), "look at", &full)? {
@@ -213,7 +210,7 @@ async fn remove_objects(
         uploads.report.removed += 1;
         let Some(version) = bases.versions.get(&row.path) else { continue };
         lock.check()?;
-        match remove_object(uploads.store, row.path.as_str(), version, &committed.index).await {
+        match remove_object(uploads.store, row.path.as_str(), version, &committed.remote.index).await {
             Ok(ObjectRemoval::Deleted | ObjectRemoval::AlreadyGone) => {}
             Ok(ObjectRemoval::Kept) => tracing::info!(object = %row.path, "another version of it appeared, and stays"),
             Err(error) => tracing::warn!(%error, "an object that no entry names is left over"),
@@ -261,6 +258,7 @@ async fn finish(
 
 /// Leaves the copy alone when it says the same: its time is part of the sidecar's promise.
 fn store_copy_if_new(session: &Session<'_>, remote: &Remote) -> Result<(), OfflineError> {
-    let same = session.is_trusted() && session.old.as_ref().map(Index::to_bytes).as_deref() == remote.bytes.as_deref();
+    let old = session.old.as_ref().filter(|_| session.is_trusted());
+    let same = old.is_some_and(|old| remote.index.changed_since(old).is_empty() && !remote.index.was_scrubbed());
     if same { Ok(()) } else { session.store_copy(remote) }
 }

@@ -17,7 +17,7 @@ use crate::store::{Body, Fingerprint, ObjectStore, StoreError};
 use crate::sync::base::{BaseVersion, head_base};
 use crate::sync::conflict::conflict_name;
 use crate::sync::hash;
-use crate::sync::merge::{Change, Row, Uploaded};
+use crate::sync::merge::{Change, Known, Row, Uploaded};
 use crate::sync::upload::{Expect, Upload, UploadOutcome, upload};
 
 /// What a file's object is, before we touch it.
@@ -41,19 +41,19 @@ pub(super) async fn find_bases(
     if wanted.is_empty() {
         return Ok(bases);
     }
-    let index_written_at = remote.written_at;
     let found: Vec<(RelPath, Entry, BaseVersion)> = stream::iter(wanted)
         .map(|(path, entry)| async move {
-            let version = head_base(store, path.as_str(), &entry, index_written_at).await?;
+            let version = head_base(store, path.as_str(), &entry, remote.index.written_at(path.as_str())).await?;
             Ok::<_, StoreError>((path, entry, version))
         })
         .buffer_unordered(concurrency)
         .try_collect()
         .await?;
-    let fresh = match read_index(store, remote.fingerprint.as_ref()).await? {
+    let Known { index: known, seen } = remote.known();
+    let fresh = match read_index(store, Some(&known), seen).await? {
         IndexRead::NotModified => None,
         IndexRead::Present(read) => Some(read.index),
-        IndexRead::Missing if remote.bytes.is_none() => None,
+        IndexRead::Missing if !remote.published => None,
         IndexRead::Missing => return Err(DatastoreError::IndexVanished.into()),
     };
     let still = |path: &RelPath, entry: &Entry| match &fresh {
@@ -191,6 +191,6 @@ async fn try_send(
         mode,
         extra: None,
     };
-    let uploaded = Uploaded { fingerprint, upload_id: request.upload_id, confirmed };
+    let uploaded = Uploaded { fingerprint, upload_id: request.upload_id, confirmed: Some(confirmed) };
     Ok(Some(Row { path: put.path.clone(), change: Change::Put(entry, uploaded), base: put.base.clone() }))
 }

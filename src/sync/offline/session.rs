@@ -5,22 +5,36 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
-
 use super::{OfflineError, OfflineOptions, disk};
+use crate::datastore::index::MONOLITH;
 use crate::datastore::{
-    CacheDir, DatastoreError, Flavour, Index, IndexRead, Sidecar, discover, read_index, timestamp, verify_complete,
+    CacheDir, DatastoreError, Flavour, Fresh, Index, IndexRead, Layout, RemoteIndex, Seen, Sidecar, Vouched,
+    current_digest, discover, read_index, timestamp, verify_complete,
 };
-use crate::store::{Fingerprint, ObjectStore};
+use crate::store::ObjectStore;
+use crate::sync::merge::Known;
 
 /// The index that a run works towards.
 pub(super) struct Remote {
     pub index: Index,
-    /// As they are in the bucket; `None` for a bucket without an index.
-    pub bytes: Option<Bytes>,
-    pub fingerprint: Option<Fingerprint>,
-    /// When it was written, by the store's clock, in seconds since the epoch.
-    pub written_at: Option<i64>,
+    /// The documents that came with it.
+    pub fresh: Fresh,
+    /// Whether the bucket has it; otherwise it was made from a listing.
+    pub published: bool,
+}
+
+impl Remote {
+    /// What a commit may take for granted.
+    pub fn known(&self) -> Known {
+        let seen = if self.published { Seen::Index(self.index.layout()) } else { Seen::Never };
+        Known { index: self.index.clone(), seen }
+    }
+}
+
+impl From<RemoteIndex> for Remote {
+    fn from(read: RemoteIndex) -> Self {
+        Self { index: read.index, fresh: read.fresh, published: true }
+    }
 }
 
 /// A cache directory, taken for this process.
@@ -32,7 +46,9 @@ pub(super) struct Session<'a> {
     pub old: Option<Index>,
     pub options: &'a OfflineOptions,
     flavour: Flavour,
-    trusted: Option<Fingerprint>,
+    trusted: Option<Vouched>,
+    /// A push; otherwise a pull.
+    pushing: bool,
 }
 
 impl<'a> Session<'a> {
@@ -58,8 +74,8 @@ impl<'a> Session<'a> {
             }
         }
         let sidecar = Sidecar::read(&cache, flavour).sidecar().cloned();
-        let trusted = sidecar.as_ref().and_then(|sidecar| sidecar.trusted_fingerprint(written));
-        Ok(Self { cache, sidecar, old, options, flavour, trusted })
+        let trusted = sidecar.as_ref().and_then(|sidecar| sidecar.trusted(written));
+        Ok(Self { cache, sidecar, old, options, flavour, trusted, pushing: !create })
     }
 
     /// Whether the sidecar promises a complete cache with nothing unpushed.
@@ -69,28 +85,38 @@ impl<'a> Session<'a> {
 
     /// Reads the index; `None` when it is the one that the sidecar vouches for.
     pub async fn read_remote(&self, store: &dyn ObjectStore) -> Result<Option<Remote>, OfflineError> {
-        match read_index(store, self.trusted.as_ref()).await? {
-            IndexRead::NotModified => Ok(None),
-            IndexRead::Present(read) => {
-                let written_at = read.written_at.map(|at| at.unix_timestamp());
-                Ok(Some(Remote {
-                    index: read.index,
-                    bytes: Some(read.bytes),
-                    fingerprint: read.fingerprint,
-                    written_at,
-                }))
+        let seen = match (&self.old, &self.sidecar) {
+            (None, _) => Seen::Never,
+            (Some(_), Some(sidecar)) if sidecar.knows_shards() => Seen::Index(Layout::Shards),
+            (Some(_), _) => Seen::Index(Layout::Monolith),
+        };
+        let read = match &self.trusted {
+            Some(Vouched::Shards { digest, .. }) if current_digest(store).await?.as_ref() == Some(digest) => {
+                return Ok(None);
             }
+            Some(Vouched::Monolith(_)) => {
+                let known = self.trusted_remote().map(|remote| remote.index);
+                read_index(store, known.as_ref(), seen).await?
+            }
+            _ => read_index(store, None, seen).await?,
+        };
+        match read {
+            IndexRead::NotModified => Ok(None),
+            IndexRead::Present(read) => Ok(Some(read.into())),
             IndexRead::Missing if self.old.is_some() => Err(DatastoreError::IndexVanished.into()),
             IndexRead::Missing => {
-                Ok(Some(Remote { index: discover(store).await?, bytes: None, fingerprint: None, written_at: None }))
+                Ok(Some(Remote { index: discover(store).await?, fresh: Fresh::new(), published: false }))
             }
         }
     }
 
     /// The index that the sidecar vouches for, from the local copy.
     pub fn trusted_remote(&self) -> Option<Remote> {
-        let bytes = Some(Bytes::from(self.old.as_ref()?.to_bytes()));
-        Some(Remote { index: self.old.clone()?, bytes, fingerprint: Some(self.trusted.clone()?), written_at: None })
+        let mut index = self.old.clone()?;
+        if let Vouched::Monolith(fingerprint) = self.trusted.as_ref()? {
+            index = index.with_fingerprint(fingerprint.clone());
+        }
+        Some(Remote { index, fresh: Fresh::new(), published: true })
     }
 
     /// Announces that the cache is about to be incomplete. Must succeed before the first change.
@@ -113,15 +139,14 @@ impl<'a> Session<'a> {
     /// Stores the copy of the index, without what was scrubbed from it. One that was only discovered is not stored: nobody
     /// has published it, and its absence would later look like a loss.
     pub fn store_copy(&self, remote: &Remote) -> Result<(), OfflineError> {
-        let Some(bytes) = &remote.bytes else { return Ok(()) };
-        let scrubbed;
-        let bytes: &[u8] = if remote.index.was_scrubbed() {
-            scrubbed = remote.index.to_bytes();
-            &scrubbed
-        } else {
-            bytes
+        if !remote.published {
+            return Ok(());
+        }
+        let copy = match remote.fresh.get(MONOLITH) {
+            Some(bytes) if !remote.index.was_scrubbed() => bytes.clone(),
+            _ => remote.index.to_bytes().into(),
         };
-        disk(self.cache.write_index_copy(bytes), "write the index copy in", self.cache.path())
+        disk(self.cache.write_index_copy(&copy), "write the index copy in", self.cache.path())
     }
 
     /// Writes the sidecar that the cache deserves: clean only when every entry of `remote` is here and nothing is unpushed.
@@ -132,9 +157,10 @@ impl<'a> Session<'a> {
         let proof = disk(verify_complete(&self.cache, &remote.index), "look through", path)?;
         let copied = disk(self.cache.index_copy_stat(), "look at the index copy in", path)?;
         let now = timestamp::now_nanos();
-        let clean = match (&proof, &remote.fingerprint, copied) {
-            (Ok(proof), Some(fingerprint), Some(copied)) if !unpushed => {
-                Sidecar::clean(previous, proof, fingerprint, now, copied.mtime_nanos)
+        let vouched = Vouched::of(&remote.index, self.pushing).filter(|_| remote.published);
+        let clean = match (&proof, &vouched, copied) {
+            (Ok(proof), Some(vouched), Some(copied)) if !unpushed => {
+                Some(Sidecar::clean(previous, proof, vouched, now, copied.mtime_nanos))
             }
             _ => None,
         };

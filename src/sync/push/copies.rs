@@ -29,17 +29,22 @@ impl Engine {
         if let Some(mark) = done.row.upload.clone()
             && let Some(left) = self.own_copy(done.row.path.as_str(), &mark, &origin).await?
         {
-            let there = Uploaded { fingerprint: Some(left.clone()), upload_id: mark.id, confirmed: Instant::now() };
+            let there =
+                Uploaded { fingerprint: Some(left.clone()), upload_id: mark.id, confirmed: Some(Instant::now()) };
             done.verdict = Verdict::Commit(Change::Put(new_entry(put, size, sha256), there), Some(left));
             done.copied = Some(origin);
             return Ok(done);
         }
         let source = match &origin.fingerprint {
             Some(known) => Some(known.clone()),
-            None => match head_base(&*self.store, &origin.key, &origin.entry, self.volume.index_written_at()).await? {
-                BaseVersion::Found(fingerprint) => Some(fingerprint),
-                BaseVersion::Missing | BaseVersion::Different(_) => None,
-            },
+            None => {
+                match head_base(&*self.store, &origin.key, &origin.entry, self.volume.index_written_at(&origin.key))
+                    .await?
+                {
+                    BaseVersion::Found(fingerprint) => Some(fingerprint),
+                    BaseVersion::Missing | BaseVersion::Different(_) => None,
+                }
+            }
         };
         let copied = match source {
             Some(source) => self.copy(&mut done, &origin, source, put, looked.clone()).await?,
@@ -144,7 +149,8 @@ impl Engine {
             Err(error) => return Err(error.into()),
         };
         let entry = new_entry(put, origin.entry.size, origin.entry.sha256.clone());
-        let uploaded = Uploaded { fingerprint: fingerprint.clone(), upload_id: mark.id, confirmed: Instant::now() };
+        let uploaded =
+            Uploaded { fingerprint: fingerprint.clone(), upload_id: mark.id, confirmed: Some(Instant::now()) };
         done.verdict = Verdict::Commit(Change::Put(entry, uploaded), fingerprint);
         done.copied = Some(origin.clone());
         Ok(true)

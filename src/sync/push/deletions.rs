@@ -70,7 +70,14 @@ impl Engine {
         if let Some(known) = &replaced.fingerprint {
             return Ok(Some(known.clone()));
         }
-        match head_base(&*self.store, row.path.as_str(), &replaced.entry, self.volume.index_written_at()).await? {
+        match head_base(
+            &*self.store,
+            row.path.as_str(),
+            &replaced.entry,
+            self.volume.index_written_at(row.path.as_str()),
+        )
+        .await?
+        {
             BaseVersion::Found(fingerprint) => Ok(Some(fingerprint)),
             BaseVersion::Missing | BaseVersion::Different(_) => Ok(None),
         }

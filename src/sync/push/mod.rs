@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 
-use super::merge::{self, Change, MissingIndex, Row, RowOutcome};
+use super::merge::{self, Change, Known, Row, RowOutcome};
 use super::{Engine, SyncError};
 use crate::cache::rows::Version;
 use crate::datastore::lock::LockOptions;
-use crate::datastore::{HeldLock, RelPath, acquire, now_nanos};
+use crate::datastore::{HeldLock, RelPath, Writer, acquire, now_nanos};
 use crate::volume::{NewBase, Outcome, PlannedRow, PushPlan, PushSelection, Settled};
 use transfer::{Transferred, Verdict};
 
@@ -175,32 +175,25 @@ impl Engine {
         }
         let began = Instant::now();
         let base = self.volume.base();
-        let missing = match &base.record {
-            Some(record) if !record.discovered => MissingIndex::Refuse,
-            _ => MissingIndex::StartFrom(Box::new(crate::datastore::Index::clone(&base.index))),
-        };
+        let known = Known { index: crate::datastore::Index::clone(&base.index), seen: base.seen() };
         let merge_rows: Vec<Row> = rows.iter().filter_map(Transferred::merge_row).collect();
         let unconditional = self.options.unsafe_no_conditional_writes;
-        let committed = merge::commit(&*self.store, lock, &merge_rows, &missing, unconditional).boxed().await?;
+        let writer = Writer { store: &*self.store, lock, unconditional };
+        // Deletions that are still pending look at the fresh index too.
+        let also: Vec<String> = self.volume.deletable().into_iter().map(|(key, _)| key).collect();
+        let committed = merge::commit(writer, &merge_rows, &also, &known).boxed().await?;
         state.last_index_write = began.elapsed();
         for (row, outcome) in rows.into_iter().zip(committed.outcomes) {
             settled.extend(self.settle_committed(row, outcome, left));
         }
-        let new = NewBase {
-            index: Arc::new(committed.index),
-            bytes: committed.bytes,
-            fingerprint: committed.fingerprint,
-            written_at: committed.written_at,
-            discovered: false,
-        };
-        self.apply(Some(new), settled).await
+        self.apply(Some(NewBase { remote: committed.remote, discovered: false }), settled).await
     }
 
     fn settle_committed(&self, done: Transferred, outcome: RowOutcome, left: &mut Left) -> Option<Settled> {
         let Verdict::Commit(change, fingerprint) = done.verdict else { return None };
         let path = done.row.path.clone();
         let outcome = match (outcome, change) {
-            (RowOutcome::Applied, Change::Put(entry, _) | Change::Fields(entry)) => {
+            (RowOutcome::Applied, Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _)) => {
                 Outcome::Put(Version { key: path.to_string(), entry, fingerprint })
             }
             (RowOutcome::Applied, Change::Remove) => Outcome::Removed { version: fingerprint },

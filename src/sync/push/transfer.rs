@@ -151,9 +151,11 @@ impl Engine {
                 unknown.push((at, row.path.to_string(), replaced.entry.clone()));
             }
         }
-        let written_at = self.volume.index_written_at();
         let looked: Vec<(usize, Result<BaseVersion, StoreError>)> = futures_util::stream::iter(unknown)
-            .map(|(at, key, entry)| async move { (at, head_base(&*self.store, &key, &entry, written_at).await) })
+            .map(|(at, key, entry)| async move {
+                let written_at = self.volume.index_written_at(&key);
+                (at, head_base(&*self.store, &key, &entry, written_at).await)
+            })
             .buffer_unordered(self.options.upload_concurrency.max(1))
             .collect()
             .await;

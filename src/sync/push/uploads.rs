@@ -132,7 +132,8 @@ impl Engine {
                 UploadOutcome::Stored(fingerprint) => {
                     let entry = new_entry(put, digests.size, Some(digests.sha256.clone()));
                     let confirmed = Instant::now();
-                    let uploaded = Uploaded { fingerprint: fingerprint.clone(), upload_id: id, confirmed };
+                    let uploaded =
+                        Uploaded { fingerprint: fingerprint.clone(), upload_id: id, confirmed: Some(confirmed) };
                     return Ok(Verdict::Commit(Change::Put(entry, uploaded), fingerprint));
                 }
                 UploadOutcome::Conflict(_) => return Ok(Verdict::Conflict),
@@ -155,7 +156,8 @@ impl Engine {
         }
         let entry = new_entry(put, digests.size, Some(digests.sha256.clone()));
         let fingerprint = info.fingerprint;
-        let there = Uploaded { fingerprint: fingerprint.clone(), upload_id: String::new(), confirmed: Instant::now() };
+        let there =
+            Uploaded { fingerprint: fingerprint.clone(), upload_id: String::new(), confirmed: Some(Instant::now()) };
         Ok(Verdict::Commit(Change::Put(entry, there), fingerprint))
     }
 
