@@ -10,6 +10,9 @@ mod faults;
 #[allow(dead_code)]
 #[path = "../tests/support/s3_server/mod.rs"]
 mod s3_server;
+#[allow(dead_code)]
+#[path = "../tests/support/server/mod.rs"]
+mod server;
 
 use std::time::Duration;
 
@@ -19,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:0".to_owned());
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    let server = S3Server::start_on(&address, workers)?;
+    let server = S3Server::s3_on(&address, workers)?;
     if let Some(latency) = arguments.next() {
         server.inject(Fault::any(Action::Delay(Duration::from_millis(latency.parse()?))));
     }

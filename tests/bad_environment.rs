@@ -29,7 +29,7 @@ fn assert_refused(what: &str, machine: &Machine<'_>, output: &Output, says: &[&s
 
 /// A port that nothing listens on.
 fn closed_port() -> String {
-    let server = S3Server::start_blocking();
+    let server = S3Server::s3();
     server.endpoint()
 }
 

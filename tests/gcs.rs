@@ -30,7 +30,7 @@ fn what_one_machine_writes_through_a_mount_another_reads() {
     mount.write("c/new.yaml", vec![b'x'; 300_000]);
     std::fs::rename(mount.path("c/new.yaml"), mount.path("c/moved.yaml")).expect("renamed");
     mount.flushed();
-    let server = lab.gcs_server();
+    let server = lab.server();
     assert_eq!(server.get_object("b/two.yaml").expect("pushed").bytes, "changed");
     assert_eq!(server.get_object("c/moved.yaml").expect("pushed").bytes.len(), 300_000);
     assert_eq!(mount.unmount(), 0);
@@ -71,7 +71,7 @@ fn pull_and_push_leave_the_sidecar_of_the_reference_client_for_google() {
     let left = include_bytes!("golden/gcs-sidecar-fresh-dirty.json");
     std::fs::write(dir.join(".datastore-sync-state.json"), left).expect("written");
     ran(&machine, &["pull", &source, "dir"]);
-    let generation = |lab: &Lab| lab.gcs_server().get_object(".datastore-index.json").expect("there").generation;
+    let generation = |lab: &Lab| lab.server().get_object(".datastore-index.json").expect("there").generation;
     let text = std::fs::read_to_string(dir.join(".datastore-sync-state.json")).expect("a sidecar");
     let verified = sidecar(&dir)["lastVerifiedAt"].as_str().expect("a time").to_owned();
     // The bytes of the golden, with this generation and this time.
@@ -83,9 +83,9 @@ fn pull_and_push_leave_the_sidecar_of_the_reference_client_for_google() {
     ran(&machine, &["push", &source, "dir"]);
     assert_eq!(lab.object("new.yaml").expect("pushed"), b"new");
     assert_eq!(sidecar(&dir)["remoteIndexGeneration"], generation(&lab).to_string());
-    lab.gcs_server().clear_requests();
+    lab.server().clear_requests();
     ran(&machine, &["pull", &source, "dir"]);
-    let reads = lab.gcs_server().requests();
+    let reads = lab.server().requests();
     let index = reads.iter().find(|request| request.key == ".datastore-index.json").expect("asked for");
     assert_eq!((index.status, reads.len()), (Some(304), 2), "the generation says that there is nothing to do");
 }
@@ -97,8 +97,8 @@ fn verify_reaches_the_bucket_and_a_refusal_speaks_of_googles_credentials() {
     let machine = lab.machine();
     let shown = ran(&machine, &["verify", &lab.source()]);
     assert!(shown.contains("gs://") && shown.contains("entries      1"), "{shown}");
-    assert!(shown.contains(&lab.gcs_server().endpoint()), "{shown}");
-    lab.gcs_server().inject(Fault::any(Action::Status(403)));
+    assert!(shown.contains(&lab.server().endpoint()), "{shown}");
+    lab.server().inject(Fault::any(Action::Status(403)));
     let output = machine.run(&["verify", &lab.source()]);
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && words.contains("application default credentials"), "{words}");
@@ -115,5 +115,5 @@ fn a_bucket_at_google_wants_credentials_and_says_which() {
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{words}");
     assert!(words.contains("/no/such/key.json") && words.contains("gcloud auth application-default login"), "{words}");
-    assert!(lab.gcs_server().requests().is_empty());
+    assert!(lab.server().requests().is_empty());
 }

@@ -5,7 +5,8 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::memory_store::{MemoryStore, Verdict};
+use support::bucket::each;
+use support::hooked::{HookedStore, Verdict};
 use swamp_mount::datastore::*;
 use swamp_mount::store::{Body, Fingerprint, StoreErrorKind};
 use swamp_mount::sync::base::{BaseVersion, head_base};
@@ -23,89 +24,107 @@ fn entry(text: &str) -> Entry {
     Entry { size: text.len() as u64, last_modified: text.into(), ..Entry::default() }
 }
 
-async fn send(store: &MemoryStore, text: &str, id: &str, expect: Expect) -> UploadOutcome {
+async fn send(store: &HookedStore, text: &str, id: &str, expect: Expect) -> UploadOutcome {
     let body = Body::Bytes(text.to_owned().into());
     let digests = hash::digest(body.clone()).await.unwrap();
     upload(store, &Upload { key: "f".into(), body, digests, upload_id: id.into(), expect }).await.unwrap()
 }
 
-fn version(store: &MemoryStore) -> Fingerprint {
-    store.object("f").unwrap().fingerprint()
+fn version(store: &HookedStore) -> Fingerprint {
+    Fingerprint::from_record(&store.fingerprint("f").unwrap()).unwrap()
 }
 
 #[tokio::test]
 async fn an_upload_with_a_lost_answer_is_recognised() {
-    let store = MemoryStore::new();
-    store.lose_answer("put", "f");
-    assert!(matches!(send(&store, "one", "id", Expect::Absent).await, UploadOutcome::Stored(Some(_))));
-    store.lose_answer("put", "f");
-    let expect = Expect::Version(version(&store));
-    assert!(matches!(send(&store, "two", "id2", expect).await, UploadOutcome::Stored(Some(_))));
-    assert_eq!(store.text("f").unwrap(), "two");
+    each(async |kind| {
+        let store = HookedStore::new(kind).await;
+        store.lose_answer("put", "f");
+        assert!(matches!(send(&store, "one", "id", Expect::Absent).await, UploadOutcome::Stored(Some(_))));
+        store.lose_answer("put", "f");
+        let expect = Expect::Version(version(&store));
+        assert!(matches!(send(&store, "two", "id2", expect).await, UploadOutcome::Stored(Some(_))));
+        assert_eq!(store.text("f").unwrap(), "two");
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn an_upload_that_did_not_arrive_is_sent_again() {
-    for expect_existing in [false, true] {
-        let store = MemoryStore::new();
-        let mut expect = Expect::Absent;
-        if expect_existing {
-            store.set("f", "old");
-            expect = Expect::Version(version(&store));
+    each(async |kind| {
+        for expect_existing in [false, true] {
+            let store = HookedStore::new(kind).await;
+            let mut expect = Expect::Absent;
+            if expect_existing {
+                store.set("f", "old");
+                expect = Expect::Version(version(&store));
+            }
+            let mut armed = true;
+            store.hook(move |_, op, _| match op {
+                "put" if std::mem::take(&mut armed) => Verdict::Fail(StoreErrorKind::Undecided),
+                _ => Verdict::Proceed,
+            });
+            assert!(matches!(send(&store, "one", "id", expect).await, UploadOutcome::Stored(_)));
+            assert_eq!(store.text("f").unwrap(), "one");
         }
-        let mut armed = true;
-        store.hook(move |_, op, _| match op {
-            "put" if std::mem::take(&mut armed) => Verdict::Fail(StoreErrorKind::Undecided),
-            _ => Verdict::Proceed,
-        });
-        assert!(matches!(send(&store, "one", "id", expect).await, UploadOutcome::Stored(_)));
-        assert_eq!(store.text("f").unwrap(), "one");
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn an_upload_never_replaces_what_it_did_not_expect() {
-    let store = MemoryStore::new();
-    store.set("f", "theirs");
-    let stale = Fingerprint::from_record("feed").unwrap();
-    for expect in [Expect::Absent, Expect::Version(stale.clone())] {
-        assert!(matches!(send(&store, "ours!!", "id", expect).await, UploadOutcome::Conflict(_)));
-        assert_eq!(store.text("f").unwrap(), "theirs");
-    }
-    assert!(matches!(send(&store, "theirs", "id", Expect::Absent).await, UploadOutcome::Stored(_)), "the same bytes");
-    store.remove("f");
-    assert!(matches!(send(&store, "ours", "id", Expect::Version(stale)).await, UploadOutcome::Vanished));
+    each(async |kind| {
+        let store = HookedStore::new(kind).await;
+        store.set("f", "theirs");
+        let stale = Fingerprint::from_record("feed").unwrap();
+        for expect in [Expect::Absent, Expect::Version(stale.clone())] {
+            assert!(matches!(send(&store, "ours!!", "id", expect).await, UploadOutcome::Conflict(_)));
+            assert_eq!(store.text("f").unwrap(), "theirs");
+        }
+        assert!(
+            matches!(send(&store, "theirs", "id", Expect::Absent).await, UploadOutcome::Stored(_)),
+            "the same bytes"
+        );
+        store.remove("f");
+        assert!(matches!(send(&store, "ours", "id", Expect::Version(stale)).await, UploadOutcome::Vanished));
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_base_is_found_only_where_the_object_looks_like_the_entry() {
-    let store = MemoryStore::new();
-    assert!(matches!(head_base(&*store, "f", &entry("one"), None).await, Ok(BaseVersion::Missing)));
-    send(&store, "one", "id", Expect::Absent).await;
-    assert!(matches!(head_base(&*store, "f", &entry("one"), None).await, Ok(BaseVersion::Found(_))));
-    assert!(matches!(head_base(&*store, "f", &entry("longer"), None).await, Ok(BaseVersion::Different(_))));
-    let other_hash = Entry { sha256: Some("0".repeat(64)), ..entry("one") };
-    assert!(matches!(head_base(&*store, "f", &other_hash, None).await, Ok(BaseVersion::Different(_))));
+    each(async |kind| {
+        let store = HookedStore::new(kind).await;
+        assert!(matches!(head_base(&*store, "f", &entry("one"), None).await, Ok(BaseVersion::Missing)));
+        send(&store, "one", "id", Expect::Absent).await;
+        assert!(matches!(head_base(&*store, "f", &entry("one"), None).await, Ok(BaseVersion::Found(_))));
+        assert!(matches!(head_base(&*store, "f", &entry("longer"), None).await, Ok(BaseVersion::Different(_))));
+        let other_hash = Entry { sha256: Some("0".repeat(64)), ..entry("one") };
+        assert!(matches!(head_base(&*store, "f", &other_hash, None).await, Ok(BaseVersion::Different(_))));
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn an_object_is_removed_in_the_version_that_was_removed_only() {
-    let store = MemoryStore::new();
-    store.set("f", "one");
-    let one = version(&store);
-    let mut named = Index::empty();
-    named.set(&path("f"), entry("one"));
-    assert_eq!(remove_object(&*store, "f", &one, &named).await.unwrap(), ObjectRemoval::Kept);
-    store.set("f", "newer");
-    assert_eq!(remove_object(&*store, "f", &one, &Index::empty()).await.unwrap(), ObjectRemoval::Kept);
-    assert_eq!(store.text("f").unwrap(), "newer");
-    store.lose_answer("delete", "f");
-    let newer = version(&store);
-    assert_eq!(remove_object(&*store, "f", &newer, &Index::empty()).await.unwrap(), ObjectRemoval::AlreadyGone);
-    assert!(store.text("f").is_none());
+    each(async |kind| {
+        let store = HookedStore::new(kind).await;
+        store.set("f", "one");
+        let one = version(&store);
+        let mut named = Index::empty();
+        named.set(&path("f"), entry("one"));
+        assert_eq!(remove_object(&*store, "f", &one, &named).await.unwrap(), ObjectRemoval::Kept);
+        store.set("f", "newer");
+        assert_eq!(remove_object(&*store, "f", &one, &Index::empty()).await.unwrap(), ObjectRemoval::Kept);
+        assert_eq!(store.text("f").unwrap(), "newer");
+        store.lose_answer("delete", "f");
+        let newer = version(&store);
+        assert_eq!(remove_object(&*store, "f", &newer, &Index::empty()).await.unwrap(), ObjectRemoval::AlreadyGone);
+        assert!(store.text("f").is_none());
+    })
+    .await;
 }
 
-async fn held(store: &Arc<MemoryStore>) -> HeldLock {
+async fn held(store: &Arc<HookedStore>) -> HeldLock {
     acquire(store.clone(), &LockOptions::default()).await.unwrap()
 }
 
@@ -113,9 +132,9 @@ fn start() -> MissingIndex {
     MissingIndex::StartFrom(Box::new(Index::empty()))
 }
 
-fn put(store: &MemoryStore, text: &str) -> Row {
+fn put(store: &HookedStore, text: &str) -> Row {
     let uploaded = Uploaded {
-        fingerprint: store.object("f").map(|object| object.fingerprint()),
+        fingerprint: store.fingerprint("f").and_then(|text| Fingerprint::from_record(&text)),
         upload_id: "id".into(),
         confirmed: Instant::now(),
     };
@@ -124,67 +143,79 @@ fn put(store: &MemoryStore, text: &str) -> Row {
 
 #[tokio::test(start_paused = true)]
 async fn an_old_upload_is_looked_at_again_before_its_entry_is_written() {
-    for (theirs, expected) in [(Some("theirs"), RowOutcome::Superseded), (None, RowOutcome::ObjectGone)] {
-        let store = MemoryStore::new();
-        store.set("f", "ours");
-        let row = put(&store, "ours");
-        match theirs {
-            Some(text) => store.set("f", text),
-            None => store.remove("f"),
+    each(async |kind| {
+        for (theirs, expected) in [(Some("theirs"), RowOutcome::Superseded), (None, RowOutcome::ObjectGone)] {
+            let store = HookedStore::new(kind).await;
+            store.set("f", "ours");
+            let row = put(&store, "ours");
+            match theirs {
+                Some(text) => store.set("f", text),
+                None => store.remove("f"),
+            }
+            advance(Duration::from_secs(6)).await;
+            let lock = held(&store).await;
+            let committed = commit(&*store, &lock, &[row], &start(), false).await.unwrap();
+            assert_eq!(committed.outcomes, [expected]);
+            assert!(committed.index.get("f").is_none());
+            lock.release().await;
         }
-        advance(Duration::from_secs(6)).await;
-        let lock = held(&store).await;
-        let committed = commit(&*store, &lock, &[row], &start(), false).await.unwrap();
-        assert_eq!(committed.outcomes, [expected]);
-        assert!(committed.index.get("f").is_none());
-        lock.release().await;
-    }
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_merge_with_a_lost_answer_is_settled_by_merging_again() {
-    let store = MemoryStore::new();
-    store.set("f", "ours");
-    let lock = held(&store).await;
-    store.lose_answer("put", INDEX_KEY);
-    let committed = commit(&*store, &lock, &[put(&store, "ours")], &start(), false).await.unwrap();
-    assert!(committed.wrote);
-    assert_eq!(committed.fingerprint, Some(store.object(INDEX_KEY).unwrap().fingerprint()));
-    assert_eq!(committed.bytes, store.object(INDEX_KEY).unwrap().bytes);
-    let again = commit(&*store, &lock, &[put(&store, "ours")], &MissingIndex::Refuse, false).await.unwrap();
-    assert!(!again.wrote, "nothing to say twice");
-    lock.release().await;
+    each(async |kind| {
+        let store = HookedStore::new(kind).await;
+        store.set("f", "ours");
+        let lock = held(&store).await;
+        store.lose_answer("put", INDEX_KEY);
+        let committed = commit(&*store, &lock, &[put(&store, "ours")], &start(), false).await.unwrap();
+        assert!(committed.wrote);
+        assert_eq!(committed.fingerprint.map(|f| f.to_string()), store.fingerprint(INDEX_KEY));
+        assert_eq!(Some(committed.bytes.to_vec()), store.bytes(INDEX_KEY));
+        let again = commit(&*store, &lock, &[put(&store, "ours")], &MissingIndex::Refuse, false).await.unwrap();
+        assert!(!again.wrote, "nothing to say twice");
+        lock.release().await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn rows_apply_to_the_entry_that_was_seen_only() {
-    let store = MemoryStore::new();
-    let mut index = Index::empty();
-    index.set(&path("f"), entry("current"));
-    index.set(&path("g"), entry("g"));
-    store.set(INDEX_KEY, index.to_bytes());
-    let lock = held(&store).await;
-    let row = |name: &str, change, base: &str| Row { path: path(name), change, base: Some(entry(base)) };
-    let mode = Entry { mode: Some("100755".into()), ..entry("g") };
-    let rows = [
-        row("f", Change::Remove, "seen before"),
-        row("f", Change::Fields(entry("x")), "seen before"),
-        row("g", Change::Fields(mode.clone()), "g"),
-        row("absent", Change::Remove, "x"),
-    ];
-    let committed = commit(&*store, &lock, &rows, &MissingIndex::Refuse, false).await.unwrap();
-    use RowOutcome::*;
-    assert_eq!(committed.outcomes, [KeptTheirs, KeptTheirs, Applied, Applied]);
-    assert_eq!((committed.index.get("f"), committed.index.get("g")), (Some(&entry("current")), Some(&mode)));
-    lock.release().await;
+    each(async |kind| {
+        let store = HookedStore::new(kind).await;
+        let mut index = Index::empty();
+        index.set(&path("f"), entry("current"));
+        index.set(&path("g"), entry("g"));
+        store.set(INDEX_KEY, index.to_bytes());
+        let lock = held(&store).await;
+        let row = |name: &str, change, base: &str| Row { path: path(name), change, base: Some(entry(base)) };
+        let mode = Entry { mode: Some("100755".into()), ..entry("g") };
+        let rows = [
+            row("f", Change::Remove, "seen before"),
+            row("f", Change::Fields(entry("x")), "seen before"),
+            row("g", Change::Fields(mode.clone()), "g"),
+            row("absent", Change::Remove, "x"),
+        ];
+        let committed = commit(&*store, &lock, &rows, &MissingIndex::Refuse, false).await.unwrap();
+        use RowOutcome::*;
+        assert_eq!(committed.outcomes, [KeptTheirs, KeptTheirs, Applied, Applied]);
+        assert_eq!((committed.index.get("f"), committed.index.get("g")), (Some(&entry("current")), Some(&mode)));
+        lock.release().await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_index_that_vanished_is_not_written_anew() {
-    let store = MemoryStore::new();
-    let lock = held(&store).await;
-    let result = commit(&*store, &lock, &[], &MissingIndex::Refuse, false).await;
-    assert!(matches!(result, Err(DatastoreError::IndexVanished)));
-    assert!(store.text(INDEX_KEY).is_none());
-    lock.release().await;
+    each(async |kind| {
+        let store = HookedStore::new(kind).await;
+        let lock = held(&store).await;
+        let result = commit(&*store, &lock, &[], &MissingIndex::Refuse, false).await;
+        assert!(matches!(result, Err(DatastoreError::IndexVanished)));
+        assert!(store.text(INDEX_KEY).is_none());
+        lock.release().await;
+    })
+    .await;
 }

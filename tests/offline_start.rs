@@ -112,7 +112,7 @@ fn connections_that_are_refused_are_an_outage_too() {
     // A server that can go away and come back, with the bucket of the lab.
     let lab = seeded();
     let start = |address: &str| {
-        let server = S3Server::start_on(address, 2).expect("the port is free");
+        let server = S3Server::s3_on(address, 2).expect("the port is free");
         for key in lab.server().keys() {
             server.put_object(&key, lab.object(&key).expect("listed"));
         }

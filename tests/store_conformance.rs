@@ -1,4 +1,4 @@
-//! What every object store promises, run over directories and S3 alike.
+//! What every object store promises, run over every kind of bucket.
 
 mod support;
 

@@ -19,7 +19,7 @@ fn impatient() -> RequestPolicy {
 }
 
 async fn started() -> (S3Server, S3Store) {
-    let server = S3Server::start().await;
+    let server = S3Server::s3();
     let store = s3(&server, "", quick_policy()).await;
     (server, store)
 }
@@ -149,7 +149,7 @@ async fn a_missing_bucket_and_a_proxys_page_are_no_missing_objects() {
 
 #[tokio::test]
 async fn nothing_waits_for_ever() {
-    let server = S3Server::start().await;
+    let server = S3Server::s3();
     let store = s3(&server, "", impatient()).await;
     server.put_object("k", vec![1u8; 100_000]);
     let begun = Instant::now();
@@ -197,7 +197,7 @@ async fn a_small_object_is_read_again_when_its_body_breaks_off() {
 
 #[tokio::test]
 async fn a_server_that_cannot_be_reached_is_unreachable_and_never_undecided() {
-    let server = S3Server::start().await;
+    let server = S3Server::s3();
     let store = s3(&server, "", quick_policy()).await;
     drop(server);
     for precondition in [Precondition::None, Precondition::Absent] {

@@ -1,10 +1,11 @@
 //! What can go wrong on request: rules that match requests and say what happens to them, gates that hold requests, bodies
 //! that end badly, and the record of what arrived.
 //!
-//! Independent of the protocol; the HTTP layers of the test servers ask [`Faults::take`] once per request.
+//! Independent of the protocol; the HTTP layer of the test servers asks [`Faults::take`] once per request.
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -37,8 +38,7 @@ pub enum Action {
     CutBody(usize),
     /// The answer's body stops after so many bytes, and nothing more ever comes.
     StallBody(usize),
-    /// The connection breaks after so many bytes of the request's body (the server for Google only, where an upload goes
-    /// on from there).
+    /// The connection breaks after so many bytes of the request's body.
     CutRequest(usize),
     /// Conditions are ignored.
     IgnoreConditions,
@@ -109,7 +109,7 @@ impl Fault {
         Self { operation: None, key: None, skip: 0, times: usize::MAX, action }
     }
 
-    /// On every request of one operation, by its name in the protocol (`PutObject`), for ever.
+    /// On every request of one operation, by the name that S3 has for it (`PutObject`) whatever the protocol, for ever.
     pub fn on(operation: &str, action: Action) -> Self {
         Self { operation: Some(operation.to_owned()), ..Self::any(action) }
     }
@@ -196,11 +196,17 @@ pub struct Damaged<B> {
     left: usize,
     stalls: bool,
     flushed: bool,
+    broke: Arc<AtomicBool>,
 }
 
 impl<B> Damaged<B> {
     pub fn new(inner: B, left: usize, stalls: bool) -> Self {
-        Self { inner, left, stalls, flushed: false }
+        Self { inner, left, stalls, flushed: false, broke: Arc::default() }
+    }
+
+    /// Whether it has broken off, for whoever hands it on.
+    pub fn broke(&self) -> Arc<AtomicBool> {
+        self.broke.clone()
     }
 }
 
@@ -223,6 +229,7 @@ where
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            self.broke.store(true, Ordering::Relaxed);
             return Poll::Ready(Some(Err("the body breaks off on purpose".into())));
         }
         let left = self.left;

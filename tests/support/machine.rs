@@ -1,4 +1,4 @@
-//! Machines with cache directories that share one bucket in memory, and another writer that takes no lock.
+//! Machines with cache directories that share one bucket, and another writer that takes no lock.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,16 +8,17 @@ use serde_json::{Value, json};
 use swamp_mount::datastore::*;
 use swamp_mount::sync::offline::*;
 
-use super::memory_store::{MemoryStore, fingerprint_field};
+use super::bucket::{Bucket, Kind};
+use super::hooked::HookedStore;
 
 /// A machine with a cache directory.
 pub struct Machine {
-    pub store: Arc<MemoryStore>,
+    pub store: Arc<HookedStore>,
     pub root: tempfile::TempDir,
 }
 
 impl Machine {
-    pub fn new(store: &Arc<MemoryStore>) -> Self {
+    pub fn new(store: &Arc<HookedStore>) -> Self {
         Self { store: store.clone(), root: tempfile::tempdir().unwrap() }
     }
 
@@ -69,7 +70,7 @@ impl Machine {
     /// Writes a version 2 sidecar as a reference client leaves it after local changes.
     pub fn mark(&self, paths: &[&str], lazy: bool) {
         let sidecar = json!({
-            "version": 2, (fingerprint_field()): "e", "lastVerifiedAt": "2026-01-01T00:00:00.000Z", "localDirty": true,
+            "version": 2, (self.store.fingerprint_field()): "e", "lastVerifiedAt": "2026-01-01T00:00:00.000Z", "localDirty": true,
             "dirtyPaths": paths, "bulkInvalidated": false, "lazyPullActive": lazy, "dirtyPathsOverflowed": false,
             "future": 1,
         });
@@ -77,24 +78,25 @@ impl Machine {
     }
 
     pub fn is_clean(&self) -> bool {
-        self.sidecar().is_some_and(|s| s["localDirty"] == false && s[fingerprint_field()] == index_etag(&self.store))
+        let field = self.store.fingerprint_field();
+        self.sidecar().is_some_and(|s| s["localDirty"] == false && s[field] == index_etag(&self.store))
     }
 }
 
-pub fn index_etag(store: &MemoryStore) -> String {
-    store.object(INDEX_KEY).unwrap().fingerprint().as_str().to_owned()
+pub fn index_etag(bucket: &Bucket) -> String {
+    bucket.fingerprint(INDEX_KEY).unwrap()
 }
 
-pub fn listed(store: &MemoryStore) -> Vec<String> {
-    let index = Index::parse(&store.object(INDEX_KEY).unwrap().bytes).unwrap();
+pub fn listed(bucket: &Bucket) -> Vec<String> {
+    let index = Index::parse(&bucket.bytes(INDEX_KEY).unwrap()).unwrap();
     let mut names: Vec<_> = index.entries().map(|(path, _)| path.to_string()).collect();
     names.sort();
     names
 }
 
 /// What every listed file holds, so that nothing dangles and nothing is old.
-pub fn contents(store: &MemoryStore) -> Vec<(String, String)> {
-    listed(store).into_iter().map(|name| (name.clone(), store.text(&name).expect(&name))).collect()
+pub fn contents(bucket: &Bucket) -> Vec<(String, String)> {
+    listed(bucket).into_iter().map(|name| (name.clone(), bucket.text(&name).expect(&name))).collect()
 }
 
 pub fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -102,9 +104,9 @@ pub fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 /// Another writer adds a file, lock or no lock.
-pub fn add_foreign(store: &MemoryStore, name: &str, text: &str) {
-    let mut index = match store.object(INDEX_KEY) {
-        Some(object) => Index::parse(&object.bytes).unwrap(),
+pub fn add_foreign(bucket: &Bucket, name: &str, text: &str) {
+    let mut index = match bucket.bytes(INDEX_KEY) {
+        Some(bytes) => Index::parse(&bytes).unwrap(),
         None => Index::empty(),
     };
     let entry = Entry {
@@ -113,12 +115,13 @@ pub fn add_foreign(store: &MemoryStore, name: &str, text: &str) {
         ..Entry::default()
     };
     index.set(&RelPath::parse(name).unwrap(), entry);
-    store.set(name, text);
-    store.set(INDEX_KEY, index.to_bytes());
+    bucket.set(name, text);
+    bucket.set(INDEX_KEY, index.to_bytes());
 }
 
-pub async fn two_files() -> (Arc<MemoryStore>, Machine) {
-    let store = MemoryStore::new();
+/// A bucket with two files, and the machine that pushed them.
+pub async fn two_files(kind: &'static Kind) -> (Arc<HookedStore>, Machine) {
+    let store = HookedStore::new(kind).await;
     let first = Machine::new(&store);
     first.write("a", "one", 100);
     first.write("dir/b", "two", 100);

@@ -2,14 +2,16 @@
 
 #![allow(dead_code)]
 
+pub mod bucket;
 pub mod cloud;
 pub mod faults;
 #[cfg(feature = "gcs")]
 pub mod gcs_server;
+pub mod hooked;
 pub mod machine;
-pub mod memory_store;
 pub mod model;
 pub mod mount;
 #[cfg(feature = "s3")]
 pub mod s3_server;
+pub mod server;
 pub mod stores;

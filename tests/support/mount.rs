@@ -10,10 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-#[cfg(feature = "gcs")]
-use super::gcs_server::{self, GcsServer};
-#[cfg(feature = "s3")]
-use super::s3_server::{BUCKET, S3Server};
+use super::bucket::{Bucket, KINDS, kind};
+use super::server::Server;
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,68 +28,50 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Where the bucket is.
-pub enum Bucket {
-    /// A server in this process.
-    #[cfg(feature = "s3")]
-    S3(S3Server),
-    /// A server for Google in this process.
-    #[cfg(feature = "gcs")]
-    Gcs(GcsServer),
-    /// A directory.
-    Dir(TempDir),
-}
-
 /// One bucket.
 pub struct Lab {
     bucket: Bucket,
 }
 
 impl Lab {
-    /// With a server for Google.
-    #[cfg(feature = "gcs")]
-    pub fn gcs() -> Self {
-        Self { bucket: Bucket::Gcs(GcsServer::start()) }
+    /// One with each kind of bucket.
+    pub fn each() -> impl Iterator<Item = Self> {
+        KINDS.iter().map(|kind| Self { bucket: Bucket::new(kind) })
     }
 
-    /// The server for Google.
-    #[cfg(feature = "gcs")]
-    pub fn gcs_server(&self) -> &GcsServer {
-        match &self.bucket {
-            Bucket::Gcs(server) => server,
-            _ => panic!("this lab has no server for Google"),
-        }
+    /// One with each kind of server, whose protocol can be made to fail.
+    pub fn each_server() -> impl Iterator<Item = Self> {
+        Self::each().filter(|lab| lab.bucket.has_server())
+    }
+
+    /// With a server for Google.
+    pub fn gcs() -> Self {
+        Self { bucket: Bucket::new(kind("gcs")) }
     }
 
     /// With an S3 server.
-    #[cfg(feature = "s3")]
     pub fn s3() -> Self {
-        Self { bucket: Bucket::S3(S3Server::start_blocking()) }
+        Self { bucket: Bucket::new(kind("s3")) }
     }
 
     /// With a directory.
     pub fn dir() -> Self {
-        Self { bucket: Bucket::Dir(tempfile::tempdir().expect("a directory")) }
+        Self { bucket: Bucket::new(kind("dir")) }
+    }
+
+    /// What kind of bucket it has, for messages.
+    pub fn kind(&self) -> &'static str {
+        self.bucket.kind.name
     }
 
     /// The server.
-    #[cfg(feature = "s3")]
-    pub fn server(&self) -> &S3Server {
-        match &self.bucket {
-            Bucket::S3(server) => server,
-            _ => panic!("this lab has no S3 server"),
-        }
+    pub fn server(&self) -> &Server {
+        self.bucket.server()
     }
 
     /// The SOURCE to give to the program.
     pub fn source(&self) -> String {
-        match &self.bucket {
-            #[cfg(feature = "s3")]
-            Bucket::S3(_) => format!("s3://{BUCKET}"),
-            #[cfg(feature = "gcs")]
-            Bucket::Gcs(_) => format!("gs://{}", gcs_server::BUCKET),
-            Bucket::Dir(dir) => format!("file://{}", dir.path().canonicalize().expect("there").display()),
-        }
+        self.bucket.source()
     }
 
     /// A new machine that uses the bucket.
@@ -105,37 +85,22 @@ impl Lab {
 
     /// The object's bytes.
     pub fn object(&self, key: &str) -> Option<Vec<u8>> {
-        match &self.bucket {
-            #[cfg(feature = "gcs")]
-            Bucket::Gcs(server) => server.get_object(key).map(|object| object.bytes.to_vec()),
-            #[cfg(feature = "s3")]
-            Bucket::S3(server) => server.get_object(key).map(|object| object.bytes.to_vec()),
-            Bucket::Dir(dir) => std::fs::read(dir.path().join(key)).ok().or_else(|| {
-                // Objects whose path was taken when they came (`a/b` beside `a`) lie under the hash of their key.
-                let key = swamp_mount::store::Body::Bytes(key.as_bytes().to_vec().into());
-                let hash = swamp_mount::sync::hash::digest_blocking(&key).expect("in memory").sha256;
-                std::fs::read(dir.path().join(".swamp-dir-store/odd").join(hash)).ok()
-            }),
-        }
+        self.bucket.bytes(key)
     }
 
     /// Places an object behind everybody's back.
     pub fn put_object(&self, key: &str, bytes: &[u8]) {
-        match &self.bucket {
-            #[cfg(feature = "s3")]
-            Bucket::S3(server) => {
-                server.put_object(key, bytes.to_vec());
-            }
-            #[cfg(feature = "gcs")]
-            Bucket::Gcs(server) => {
-                server.put_object(key, bytes.to_vec());
-            }
-            Bucket::Dir(dir) => {
-                let path = dir.path().join(key);
-                std::fs::create_dir_all(path.parent().expect("below the bucket")).expect("made");
-                std::fs::write(path, bytes).expect("written");
-            }
-        }
+        self.bucket.set(key, bytes);
+    }
+
+    /// Removes an object behind everybody's back.
+    pub fn remove_object(&self, key: &str) {
+        self.bucket.remove(key);
+    }
+
+    /// All keys in order.
+    pub fn keys(&self) -> Vec<String> {
+        self.bucket.keys()
     }
 
     /// The entries of the index in the bucket.
@@ -198,13 +163,7 @@ impl Machine<'_> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_swamp-mount"));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("XDG_STATE_HOME", self.home.path().join("state")).current_dir(self.home.path());
-        match &self.lab.bucket {
-            #[cfg(feature = "s3")]
-            Bucket::S3(server) => command.envs(server.env()),
-            #[cfg(feature = "gcs")]
-            Bucket::Gcs(server) => command.envs(server.env()),
-            Bucket::Dir(_) => &mut command,
-        };
+        command.envs(self.lab.bucket.env());
         command
     }
 

@@ -1,4 +1,5 @@
-//! Stores to run a promise over: directories and the test servers, each with and without a prefix.
+//! Clients of buckets, and what the promises of a store are told in: every kind of bucket with and without a prefix, or a
+//! bucket from the environment.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,10 +16,12 @@ use swamp_mount::store::{GcsOptions, GcsStore};
 #[cfg(feature = "s3")]
 use swamp_mount::store::{S3Options, S3Store};
 
+use super::bucket::{Bucket, KINDS};
 #[cfg(feature = "gcs")]
-use super::gcs_server::{self, GcsServer};
+use super::gcs_server;
 #[cfg(feature = "s3")]
-use super::s3_server::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
+use super::s3_server::{ACCESS_KEY, BUCKET, REGION, SECRET_KEY};
+use super::server::Server;
 
 #[cfg(feature = "s3")]
 /// Names an S3 server, with our bucket and keys, to run the promises over as well: a second opinion on the protocol.
@@ -34,7 +37,7 @@ pub fn quick_policy() -> RequestPolicy {
 
 /// A client of the test server for Google.
 #[cfg(feature = "gcs")]
-pub async fn gcs(server: &GcsServer, prefix: &str, policy: RequestPolicy) -> GcsStore {
+pub async fn gcs(server: &Server, prefix: &str, policy: RequestPolicy) -> GcsStore {
     let options =
         GcsOptions { endpoint_url: Some(server.endpoint()), policy, ..GcsOptions::new(gcs_server::BUCKET, prefix) };
     GcsStore::connect(options).await.expect("a client can be built")
@@ -42,7 +45,7 @@ pub async fn gcs(server: &GcsServer, prefix: &str, policy: RequestPolicy) -> Gcs
 
 /// A client of the test server for S3.
 #[cfg(feature = "s3")]
-pub async fn s3(server: &S3Server, prefix: &str, policy: RequestPolicy) -> S3Store {
+pub async fn s3(server: &Server, prefix: &str, policy: RequestPolicy) -> S3Store {
     let options = S3Options {
         region: Some(REGION.to_owned()),
         endpoint_url: Some(server.endpoint()),
@@ -58,21 +61,14 @@ pub async fn each(check: impl AsyncFn(&str, Arc<dyn ObjectStore>)) {
         return super::cloud::run(&source, check).await;
     }
     for prefix in ["", "some/prefix"] {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let store = DirStore::open(directory.path(), prefix).expect("a directory store");
-        check(&format!("dir with prefix {prefix:?}"), Arc::new(store)).await;
-        #[cfg(feature = "s3")]
-        {
-            let server = S3Server::start().await;
-            let store = s3(&server, prefix, quick_policy()).await;
-            check(&format!("s3 with prefix {prefix:?}"), Arc::new(store)).await;
+        for kind in KINDS {
+            let bucket = Bucket::new(kind);
+            let store = bucket.connect(prefix, quick_policy()).await;
+            check(&format!("{} with prefix {prefix:?}", kind.name), store).await;
         }
         #[cfg(feature = "gcs")]
         {
-            let server = GcsServer::start();
-            let store = gcs(&server, prefix, quick_policy()).await;
-            check(&format!("gcs with prefix {prefix:?}"), Arc::new(store)).await;
-            let server = GcsServer::start();
+            let server = Server::gcs();
             let store = gcs(&server, prefix, quick_policy()).await.with_resumable_from(0);
             check(&format!("gcs by resumable uploads with prefix {prefix:?}"), Arc::new(store)).await;
         }

@@ -12,10 +12,10 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Response};
 use prost::Message;
 
-use super::faults::BoxError;
-use super::http::{Body, Call, full};
-use super::state::{Conditions, Refusal, StoredObject};
-use super::{BUCKET, Shared};
+use super::super::faults::BoxError;
+use super::super::server::{Body, Call, StoredObject, full, hex, md5};
+use super::state::{Conditions, Refusal, find};
+use super::{BUCKET, Gcs};
 
 pub(super) const SERVICE: &str = "/google.storage.v2.Storage/";
 
@@ -32,37 +32,28 @@ const UNAVAILABLE: u8 = 14;
 const UNAUTHENTICATED: u8 = 16;
 
 /// The message of a request: five bytes of frame in front of it.
-fn decode<M: Message + Default>(call: &Call) -> Option<M> {
-    M::decode(call.body.get(5..)?).ok()
+fn decode<M: Message + Default>(bytes: &Bytes) -> Option<M> {
+    M::decode(bytes.get(5..)?).ok()
 }
 
 /// Operation and key.
-pub(super) fn name(call: &Call) -> (&'static str, String) {
-    let method = call.parts.uri.path().strip_prefix(SERVICE).unwrap_or_default();
-    match method {
-        "GetObject" => {
-            ("GetObject", decode::<GetObjectRequest>(call).map(|request| request.object).unwrap_or_default())
-        }
-        "DeleteObject" => {
-            ("DeleteObject", decode::<DeleteObjectRequest>(call).map(|request| request.object).unwrap_or_default())
-        }
-        "ListObjects" => {
-            ("ListObjects", decode::<ListObjectsRequest>(call).map(|request| request.prefix).unwrap_or_default())
-        }
-        "RewriteObject" => {
-            let request = decode::<RewriteObjectRequest>(call);
-            ("RewriteObject", request.map(|request| request.destination_name).unwrap_or_default())
-        }
-        _ => ("Other", String::new()),
-    }
+pub(super) fn name(path: &str, bytes: &Bytes) -> (&'static str, String) {
+    let named = match path.strip_prefix(SERVICE).unwrap_or_default() {
+        "GetObject" => ("HeadObject", decode(bytes).map(|request: GetObjectRequest| request.object)),
+        "DeleteObject" => ("DeleteObject", decode(bytes).map(|request: DeleteObjectRequest| request.object)),
+        "ListObjects" => ("ListObjectsV2", decode(bytes).map(|request: ListObjectsRequest| request.prefix)),
+        "RewriteObject" => ("CopyObject", decode(bytes).map(|request: RewriteObjectRequest| request.destination_name)),
+        _ => ("Other", None),
+    };
+    (named.0, named.1.unwrap_or_default())
 }
 
-pub(super) fn answer(shared: &Shared, call: &Call) -> Response<Body> {
+pub(super) fn answer(gcs: &Gcs, call: &Call) -> Response<Body> {
     match call.operation {
-        "GetObject" => with(call, |request| get(shared, request)),
-        "DeleteObject" => with(call, |request| delete(shared, request, call.ignore_conditions)),
-        "ListObjects" => with(call, |request| list(shared, request)),
-        "RewriteObject" => with(call, |request| rewrite(shared, request, call.ignore_conditions)),
+        "HeadObject" => with(call, |request| get(gcs, request)),
+        "DeleteObject" => with(call, |request| delete(gcs, request, call.ignore_conditions)),
+        "ListObjectsV2" => with(call, |request| list(gcs, request)),
+        "CopyObject" => with(call, |request| rewrite(gcs, request, call.ignore_conditions)),
         _ => failed(UNIMPLEMENTED, "not implemented"),
     }
 }
@@ -72,7 +63,7 @@ where
     Request: Message + Default,
     Answer: Message,
 {
-    let Some(request) = decode(call) else { return failed(INVALID_ARGUMENT, "the message cannot be read") };
+    let Some(request) = decode(&call.bytes) else { return failed(INVALID_ARGUMENT, "the message cannot be read") };
     match serve(request) {
         Ok(answer) => succeeded(&answer),
         Err(Refusal::NotFound) => failed(NOT_FOUND, "Object not found."),
@@ -130,9 +121,10 @@ fn check_bucket(name: &str) -> Result<(), Refusal> {
 }
 
 fn resource(name: &str, object: &StoredObject) -> Object {
+    let (crc32c, md5_hash) = (Some(crc32c::crc32c(&object.bytes)), md5(&object.bytes).to_vec());
     let updated = Some(prost_types::Timestamp {
-        seconds: object.updated.unix_timestamp(),
-        nanos: i32::try_from(object.updated.nanosecond()).expect("less than a second"),
+        seconds: object.modified.unix_timestamp(),
+        nanos: i32::try_from(object.modified.nanosecond()).expect("less than a second"),
     });
     Object {
         name: name.to_owned(),
@@ -141,7 +133,7 @@ fn resource(name: &str, object: &StoredObject) -> Object {
         metageneration: 1,
         size: i64::try_from(object.bytes.len()).expect("a small object"),
         content_type: object.content_type.clone().unwrap_or_default(),
-        checksums: Some(ObjectChecksums { crc32c: Some(object.crc32c), md5_hash: object.md5.to_vec() }),
+        checksums: Some(ObjectChecksums { crc32c, md5_hash }),
         create_time: updated,
         update_time: updated,
         metadata: object.metadata.clone(),
@@ -149,15 +141,15 @@ fn resource(name: &str, object: &StoredObject) -> Object {
     }
 }
 
-fn get(shared: &Shared, request: GetObjectRequest) -> Result<Object, Refusal> {
+fn get(gcs: &Gcs, request: GetObjectRequest) -> Result<Object, Refusal> {
     check_bucket(&request.bucket)?;
-    shared.state().find(&request.object).map(|object| resource(&request.object, object))
+    find(&gcs.shared.state(), &request.object).map(|object| resource(&request.object, object))
 }
 
-fn delete(shared: &Shared, request: DeleteObjectRequest, ignore: bool) -> Result<(), Refusal> {
+fn delete(gcs: &Gcs, request: DeleteObjectRequest, ignore: bool) -> Result<(), Refusal> {
     check_bucket(&request.bucket)?;
-    let mut state = shared.state();
-    let current = state.find(&request.object)?;
+    let mut state = gcs.shared.state();
+    let current = find(&state, &request.object)?;
     if !ignore {
         let (generation_match, generation_not_match) = (request.if_generation_match, request.if_generation_not_match);
         Conditions { generation_match, generation_not_match }.check(Some(current))?;
@@ -166,21 +158,23 @@ fn delete(shared: &Shared, request: DeleteObjectRequest, ignore: bool) -> Result
     Ok(())
 }
 
-fn list(shared: &Shared, request: ListObjectsRequest) -> Result<ListObjectsResponse, Refusal> {
+fn list(gcs: &Gcs, request: ListObjectsRequest) -> Result<ListObjectsResponse, Refusal> {
     check_bucket(&request.parent)?;
-    let state = shared.state();
+    let state = gcs.shared.state();
     let most = usize::try_from(request.page_size).ok().filter(|size| *size > 0).map_or(1000, |size| size.min(1000));
-    let (names, prefixes, next_page_token) = state.list(&request.prefix, &request.delimiter, &request.page_token, most);
-    let objects = names.iter().map(|name| state.find(name).map(|object| resource(name, object)));
-    Ok(ListObjectsResponse { objects: objects.collect::<Result<_, _>>()?, prefixes, next_page_token })
+    let after = Some(request.page_token.as_str()).filter(|token| !token.is_empty());
+    let page = state.list(&request.prefix, Some(&request.delimiter), after, most);
+    let objects = page.names.iter().map(|name| find(&state, name).map(|object| resource(name, object)));
+    let (objects, next_page_token) = (objects.collect::<Result<_, _>>()?, page.next.unwrap_or_default());
+    Ok(ListObjectsResponse { objects, prefixes: page.prefixes, next_page_token })
 }
 
 /// Copies as much as one request does, and the whole at the last.
-fn rewrite(shared: &Shared, request: RewriteObjectRequest, ignore: bool) -> Result<RewriteResponse, Refusal> {
+fn rewrite(gcs: &Gcs, request: RewriteObjectRequest, ignore: bool) -> Result<RewriteResponse, Refusal> {
     check_bucket(&request.source_bucket)?;
     check_bucket(&request.destination_bucket)?;
-    let mut state = shared.state();
-    let source = state.find(&request.source_object)?.clone();
+    let mut state = gcs.shared.state();
+    let source = find(&state, &request.source_object)?.clone();
     let target = state.objects.get(&request.destination_name);
     if !ignore {
         let source_match = request.if_source_generation_match;
@@ -191,14 +185,14 @@ fn rewrite(shared: &Shared, request: RewriteObjectRequest, ignore: bool) -> Resu
     let before = if request.rewrite_token.is_empty() {
         0
     } else {
-        state.rewrites.remove(&request.rewrite_token).ok_or(Refusal::Malformed)?
+        gcs.sessions().rewrites.remove(&request.rewrite_token).ok_or(Refusal::Malformed)?
     };
     let size = source.bytes.len() as u64;
-    let done = before.saturating_add(state.rewrite_step);
+    let done = before.saturating_add(state.copy_step);
     let object_size = i64::try_from(size).expect("a small object");
     if done < size {
         let token = format!("token-{:016x}", fastrand::u64(..));
-        state.rewrites.insert(token.clone(), done);
+        gcs.sessions().rewrites.insert(token.clone(), done);
         let total_bytes_rewritten = i64::try_from(done).expect("small");
         return Ok(RewriteResponse {
             total_bytes_rewritten,
@@ -212,7 +206,8 @@ fn rewrite(shared: &Shared, request: RewriteObjectRequest, ignore: bool) -> Resu
         Some(given) => (given.metadata, Some(given.content_type).filter(|text| !text.is_empty())),
         None => (source.metadata, source.content_type),
     };
-    let object = state.put(&request.destination_name, source.bytes, metadata, content_type);
+    let etag = hex(&md5(&source.bytes));
+    let object = state.put(&request.destination_name, source.bytes, etag, metadata, content_type);
     Ok(RewriteResponse {
         total_bytes_rewritten: object_size,
         object_size,

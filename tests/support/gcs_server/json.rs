@@ -7,16 +7,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
-use super::faults::{BoxError, percent_decode};
-use super::http::{Body, Call, full};
-use super::state::{Conditions, Described, Refusal, StoredObject, Upload};
-use super::{BUCKET, Shared};
+use super::super::faults::{BoxError, percent_decode};
+use super::super::server::{Body, Call, StoredObject, full, md5};
+use super::state::{Conditions, Described, Refusal, Upload, find, finish};
+use super::{BUCKET, Gcs, parameter};
 
 const OBJECTS: &str = "/storage/v1/b/";
 const UPLOADS: &str = "/upload/storage/v1/b/";
@@ -24,19 +24,19 @@ const UPLOADS: &str = "/upload/storage/v1/b/";
 const QUANTUM: usize = 256 << 10;
 
 /// Operation and key.
-pub(super) fn name(shared: &Shared, call: &Call) -> (&'static str, String) {
-    let path = call.parts.uri.path();
+pub(super) fn name(gcs: &Gcs, parts: &Parts) -> (&'static str, String) {
+    let path = parts.uri.path();
     if let Some((_, key)) = path.strip_prefix(OBJECTS).and_then(|rest| rest.split_once("/o/")) {
-        return ("ReadObject", percent_decode(key));
+        return ("GetObject", percent_decode(key));
     }
-    let name = call.parameter("name").unwrap_or_default().to_owned();
-    match (path.starts_with(UPLOADS), call.parameter("uploadType"), &call.parts.method) {
-        (true, Some("multipart"), &Method::POST) => ("InsertObject", name),
+    let name = parameter(parts, "name").unwrap_or_default();
+    match (path.starts_with(UPLOADS), parameter(parts, "uploadType").as_deref(), &parts.method) {
+        (true, Some("multipart"), &Method::POST) => ("PutObject", name),
         (true, Some("resumable"), &Method::POST) => ("StartUpload", name),
         (true, _, &Method::PUT) => {
-            let asks = call.header("content-range").is_some_and(|range| range == "bytes */*");
-            let state = shared.state();
-            let upload = call.parameter("upload_id").and_then(|id| state.uploads.get(id));
+            let asks = parts.headers.get("content-range").is_some_and(|range| range == "bytes */*");
+            let sessions = gcs.sessions();
+            let upload = parameter(parts, "upload_id").and_then(|id| sessions.uploads.get(&id));
             let key = upload.map(|upload| upload.described.name.clone()).unwrap_or_default();
             (if asks { "QueryUpload" } else { "ContinueUpload" }, key)
         }
@@ -44,18 +44,18 @@ pub(super) fn name(shared: &Shared, call: &Call) -> (&'static str, String) {
     }
 }
 
-pub(super) fn answer(shared: &Shared, call: &Call) -> Response<Body> {
+pub(super) fn answer(gcs: &Gcs, call: &Call) -> Response<Body> {
     let rest = call.parts.uri.path().strip_prefix(OBJECTS).or_else(|| call.parts.uri.path().strip_prefix(UPLOADS));
     let bucket = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
     if bucket != BUCKET {
         return refuse(call, Refusal::NoBucket);
     }
     match call.operation {
-        "ReadObject" => read(shared, call),
-        "InsertObject" => {
-            insert(shared, call).map_or_else(|refusal| refuse(call, refusal), |object| resource(&call.key, &object))
+        "GetObject" => read(gcs, call),
+        "PutObject" => {
+            insert(gcs, call).map_or_else(|refusal| refuse(call, refusal), |object| resource(&call.key, &object))
         }
-        "StartUpload" => start(shared, call).unwrap_or_else(|refusal| refuse(call, refusal)),
+        "StartUpload" => start(gcs, call).unwrap_or_else(|refusal| refuse(call, refusal)),
         _ => error(501, "not implemented"),
     }
 }
@@ -75,7 +75,7 @@ fn respond(status: u16, body: impl Into<Bytes>) -> Response<Body> {
 }
 
 fn refuse(call: &Call, refusal: Refusal) -> Response<Body> {
-    let plain = call.operation == "ReadObject";
+    let plain = call.operation == "GetObject";
     let (status, message) = match refusal {
         Refusal::NotModified => return respond(304, ""),
         Refusal::Precondition => (412, "At least one of the pre-conditions you specified did not hold.".to_owned()),
@@ -93,13 +93,13 @@ fn conditions(call: &Call) -> Conditions {
     if call.ignore_conditions {
         return Conditions::default();
     }
-    let number = |name: &str| call.parameter(name).and_then(|text| text.parse().ok());
-    Conditions { generation_match: number("ifGenerationMatch"), generation_not_match: number("ifGenerationNotMatch") }
+    let number = |text: &Option<String>| text.as_ref().and_then(|text| text.parse().ok());
+    Conditions { generation_match: number(&call.if_match), generation_not_match: number(&call.if_none_match) }
 }
 
-fn read(shared: &Shared, call: &Call) -> Response<Body> {
-    let state = shared.state();
-    let object = match state.find(&call.key) {
+fn read(gcs: &Gcs, call: &Call) -> Response<Body> {
+    let state = gcs.shared.state();
+    let object = match find(&state, &call.key) {
         Ok(object) => object,
         Err(refusal) => return refuse(call, refusal),
     };
@@ -111,7 +111,7 @@ fn read(shared: &Shared, call: &Call) -> Response<Body> {
         Some(Some(range)) => Some(range),
         Some(None) => return refuse(call, Refusal::Range),
     };
-    let body = object.bytes.slice(range.clone().unwrap_or(0..object.bytes.len()));
+    let body = object.served().slice(range.clone().unwrap_or(0..object.bytes.len()));
     let length = body.len();
     let mut response = Response::new(full(body));
     let mut set = |name: &str, value: String| {
@@ -122,7 +122,7 @@ fn read(shared: &Shared, call: &Call) -> Response<Body> {
     set("x-goog-metageneration", "1".to_owned());
     set("x-goog-stored-content-encoding", "identity".to_owned());
     set("x-goog-stored-content-length", object.bytes.len().to_string());
-    set("x-goog-hash", format!("crc32c={},md5={}", crc32c(object.crc32c), STANDARD.encode(object.md5)));
+    set("x-goog-hash", format!("crc32c={},md5={}", crc32c(object), STANDARD.encode(md5(&object.bytes))));
     set("content-type", object.content_type.clone().unwrap_or_else(|| "application/octet-stream".to_owned()));
     set(CONTENT_LENGTH.as_str(), length.to_string());
     for (name, value) in &object.metadata {
@@ -142,8 +142,8 @@ fn parse_range(text: &str, size: usize) -> Option<Range<usize>> {
     (first < end).then_some(first..end)
 }
 
-fn crc32c(value: u32) -> String {
-    STANDARD.encode(value.to_be_bytes())
+fn crc32c(object: &StoredObject) -> String {
+    STANDARD.encode(crc32c::crc32c(&object.bytes).to_be_bytes())
 }
 
 /// The resource of an upload.
@@ -171,12 +171,12 @@ fn position(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 /// An upload in one request: parts for the resource, the content and perhaps checksums.
-fn insert(shared: &Shared, call: &Call) -> Result<StoredObject, Refusal> {
+fn insert(gcs: &Gcs, call: &Call) -> Result<StoredObject, Refusal> {
     let media = call.header("content-type").unwrap_or_default();
     let boundary = media.split_once("boundary=").ok_or(Refusal::Malformed)?.1.trim_matches('"');
     let delimiter = format!("\r\n--{boundary}");
     let (delimiter, blank) = (delimiter.as_bytes(), b"\r\n\r\n");
-    let body = &call.body;
+    let body = &call.bytes;
     let document = position(body, blank).ok_or(Refusal::Malformed)? + blank.len();
     let end = document + position(&body[document..], delimiter).ok_or(Refusal::Malformed)?;
     let content = end + position(&body[end..], blank).ok_or(Refusal::Malformed)? + blank.len();
@@ -184,41 +184,42 @@ fn insert(shared: &Shared, call: &Call) -> Result<StoredObject, Refusal> {
     let tail = content.max(body.len().saturating_sub(4096));
     let last = tail + position(&body[tail..], delimiter).ok_or(Refusal::Malformed)?;
     let described = describe(call, &body[document..end])?;
-    shared.state().finish(&described, Bytes::copy_from_slice(&body[content..last]))
+    finish(&mut gcs.shared.state(), &described, Bytes::copy_from_slice(&body[content..last]))
 }
 
 fn resource(name: &str, object: &StoredObject) -> Response<Body> {
-    let updated = object.updated.format(&Rfc3339).expect("a time can be written");
+    let updated = object.modified.format(&Rfc3339).expect("a time can be written");
     let body = json!({
         "kind": "storage#object", "name": name, "bucket": BUCKET, "generation": object.generation.to_string(),
         "metageneration": "1", "size": object.bytes.len().to_string(), "metadata": object.metadata,
-        "contentType": object.content_type.as_deref().unwrap_or("application/octet-stream"), "crc32c": crc32c(object.crc32c), "md5Hash": STANDARD.encode(object.md5),
+        "contentType": object.content_type.as_deref().unwrap_or("application/octet-stream"),
+        "crc32c": crc32c(object), "md5Hash": STANDARD.encode(md5(&object.bytes)),
         "timeCreated": updated, "updated": updated,
     });
     respond(200, body.to_string())
 }
 
-fn start(shared: &Shared, call: &Call) -> Result<Response<Body>, Refusal> {
-    let described = describe(call, &call.body)?;
-    let mut state = shared.state();
-    described.conditions.check(state.objects.get(&described.name)).map_err(|_| Refusal::Precondition)?;
+fn start(gcs: &Gcs, call: &Call) -> Result<Response<Body>, Refusal> {
+    let described = describe(call, &call.bytes)?;
+    described.conditions.check(gcs.shared.state().objects.get(&described.name)).map_err(|_| Refusal::Precondition)?;
     let id = format!("upload-{:016x}", fastrand::u64(..));
-    state.uploads.insert(id.clone(), Upload { described, ..Upload::default() });
-    let url = format!("http://{}{UPLOADS}{BUCKET}/o?uploadType=resumable&upload_id={id}", shared.address);
+    gcs.sessions().uploads.insert(id.clone(), Upload { described, ..Upload::default() });
+    let url = format!("http://{}{UPLOADS}{BUCKET}/o?uploadType=resumable&upload_id={id}", gcs.address);
     let mut response = respond(200, "");
     response.headers_mut().insert("location", HeaderValue::from_str(&url).expect("a URL is a header"));
     Ok(response)
 }
 
 /// A transmission of a resumable upload, or the question how far it came. What arrives is kept, also when it breaks off.
-pub(super) async fn transmit(shared: &Shared, call: &Call, mut body: Incoming) -> Result<Response<Body>, BoxError> {
-    let id = call.parameter("upload_id").unwrap_or_default().to_owned();
+pub(super) async fn transmit(gcs: &Gcs, mut call: Call) -> Result<Response<Body>, BoxError> {
+    let mut body = std::mem::replace(&mut call.body, full(""));
+    let id = parameter(&call.parts, "upload_id").unwrap_or_default();
     let range = call.header("content-range").unwrap_or_default().trim_start_matches("bytes ").to_owned();
     let (part, total) = range.split_once('/').unwrap_or_default();
     let first = part.split_once('-').map(|(first, _)| first.parse::<usize>().unwrap_or(usize::MAX));
     let known = {
-        let state = shared.state();
-        state.uploads.get(&id).map(|upload| (upload.done.clone(), upload.received.len()))
+        let sessions = gcs.sessions();
+        sessions.uploads.get(&id).map(|upload| (upload.done.clone(), upload.received.len()))
     };
     let Some((done, received)) = known else {
         body.collect().await?;
@@ -232,41 +233,30 @@ pub(super) async fn transmit(shared: &Shared, call: &Call, mut body: Incoming) -
         body.collect().await?;
         return Ok(error(503, "the transmission begins elsewhere"));
     }
-    let mut arrived = 0;
-    let keep = |cut: bool| {
-        if let Some(upload) = shared.state().uploads.get_mut(&id)
-            && cut
-        {
+    while let Some(frame) = body.frame().await {
+        let mut sessions = gcs.sessions();
+        let Some(upload) = sessions.uploads.get_mut(&id) else { break };
+        let frame = frame.inspect_err(|_| {
             let kept = upload.received.len() / QUANTUM * QUANTUM;
             upload.received.truncate(kept);
-        }
-    };
-    while let Some(frame) = body.frame().await {
-        let frame = frame.inspect_err(|_| keep(true))?;
-        let Some(data) = frame.data_ref() else { continue };
-        arrived += data.len();
-        if let Some(upload) = shared.state().uploads.get_mut(&id) {
+        })?;
+        if let Some(data) = frame.data_ref() {
             upload.received.extend_from_slice(data);
         }
-        if call.cut_after.is_some_and(|most| arrived > most) {
-            keep(true);
-            return Err("the connection breaks on purpose".into());
-        }
     }
-    let mut state = shared.state();
-    let Some(upload) = state.uploads.get(&id) else { return Ok(error(404, "there is no such upload")) };
+    let mut state = gcs.shared.state();
+    let mut sessions = gcs.sessions();
+    let Some(upload) = sessions.uploads.get_mut(&id) else { return Ok(error(404, "there is no such upload")) };
     if total.parse() == Ok(upload.received.len()) {
         let (described, bytes) = (upload.described.clone(), Bytes::copy_from_slice(&upload.received));
-        return Ok(match state.finish(&described, bytes) {
+        return Ok(match finish(&mut state, &described, bytes) {
             Ok(object) => {
-                if let Some(upload) = state.uploads.get_mut(&id) {
-                    upload.done = Some(object.clone());
-                }
+                upload.done = Some(object.clone());
                 resource(&call.key, &object)
             }
             Err(refusal) => {
-                state.uploads.remove(&id);
-                refuse(call, refusal)
+                sessions.uploads.remove(&id);
+                refuse(&call, refusal)
             }
         });
     }

@@ -1,29 +1,17 @@
-//! What the test server holds: objects, open uploads and unfinished copies of one bucket, behind one mutex so that
-//! conditions are atomic. Knows nothing of HTTP or gRPC.
+//! What Google's protocol needs beside the objects: open uploads, unfinished copies, conditions on generations. Knows
+//! nothing of HTTP or gRPC.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use bytes::Bytes;
-use md5::{Digest, Md5};
-use time::OffsetDateTime;
 
-/// An object.
-#[derive(Clone, Debug)]
-pub struct StoredObject {
-    pub bytes: Bytes,
-    pub generation: i64,
-    pub updated: OffsetDateTime,
-    pub metadata: HashMap<String, String>,
-    pub content_type: Option<String>,
-    pub crc32c: u32,
-    pub md5: [u8; 16],
-}
+use super::super::server::{Metadata, State, StoredObject, hex, md5};
 
 /// What an upload says of its object.
 #[derive(Clone, Debug, Default)]
 pub struct Described {
     pub name: String,
-    pub metadata: HashMap<String, String>,
+    pub metadata: Metadata,
     pub content_type: Option<String>,
     pub crc32c: Option<u32>,
     pub md5: Option<[u8; 16]>,
@@ -37,6 +25,14 @@ pub struct Upload {
     pub received: Vec<u8>,
     /// What it became.
     pub done: Option<StoredObject>,
+}
+
+/// Work that takes several requests.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    pub uploads: HashMap<String, Upload>,
+    /// Bytes copied, by token.
+    pub rewrites: HashMap<String, u64>,
 }
 
 /// The conditions of a request on the object that it names.
@@ -71,79 +67,19 @@ impl Conditions {
     }
 }
 
-#[derive(Debug)]
-pub struct State {
-    pub objects: BTreeMap<String, StoredObject>,
-    pub uploads: HashMap<String, Upload>,
-    /// Bytes done, by token.
-    pub rewrites: HashMap<String, u64>,
-    pub rewrite_step: u64,
-    last_generation: i64,
+/// Ends an upload: conditions and checksums are judged now, all at once.
+pub fn finish(state: &mut State, described: &Described, bytes: Bytes) -> Result<StoredObject, Refusal> {
+    described.conditions.check(state.objects.get(&described.name)).map_err(|_| Refusal::Precondition)?;
+    let digest = md5(&bytes);
+    if described.crc32c.is_some_and(|wanted| wanted != crc32c::crc32c(&bytes))
+        || described.md5.is_some_and(|wanted| wanted != digest)
+    {
+        return Err(Refusal::Checksum);
+    }
+    let (metadata, content_type) = (described.metadata.clone(), described.content_type.clone());
+    Ok(state.put(&described.name, bytes, hex(&digest), metadata, content_type))
 }
 
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            objects: BTreeMap::new(),
-            uploads: HashMap::new(),
-            rewrites: HashMap::new(),
-            rewrite_step: u64::MAX,
-            last_generation: 1_763_600_000_000_000,
-        }
-    }
-}
-
-impl State {
-    pub fn now() -> OffsetDateTime {
-        OffsetDateTime::now_utc()
-    }
-
-    pub fn put(
-        &mut self,
-        key: &str,
-        bytes: Bytes,
-        metadata: HashMap<String, String>,
-        content_type: Option<String>,
-    ) -> StoredObject {
-        self.last_generation += 1;
-        let (crc32c, md5) = (crc32c::crc32c(&bytes), Md5::digest(&bytes).into());
-        let (generation, updated) = (self.last_generation, Self::now());
-        let object = StoredObject { bytes, generation, updated, metadata, content_type, crc32c, md5 };
-        self.objects.insert(key.to_owned(), object.clone());
-        object
-    }
-
-    /// Ends an upload: conditions and checksums are judged now, all at once.
-    pub fn finish(&mut self, described: &Described, bytes: Bytes) -> Result<StoredObject, Refusal> {
-        described.conditions.check(self.objects.get(&described.name)).map_err(|_| Refusal::Precondition)?;
-        if described.crc32c.is_some_and(|wanted| wanted != crc32c::crc32c(&bytes))
-            || described.md5.is_some_and(|wanted| wanted != <[u8; 16]>::from(Md5::digest(&bytes)))
-        {
-            return Err(Refusal::Checksum);
-        }
-        Ok(self.put(&described.name, bytes, described.metadata.clone(), described.content_type.clone()))
-    }
-
-    pub fn find(&self, key: &str) -> Result<&StoredObject, Refusal> {
-        self.objects.get(key).ok_or(Refusal::NotFound)
-    }
-
-    /// A page of names: objects, prefixes, and where the next page begins.
-    pub fn list(&self, prefix: &str, delimiter: &str, after: &str, most: usize) -> (Vec<String>, Vec<String>, String) {
-        let (mut names, mut prefixes, mut last) = (Vec::new(), Vec::<String>::new(), String::new());
-        for name in self.objects.keys().filter(|name| name.starts_with(prefix)) {
-            let cut = (!delimiter.is_empty()).then(|| name[prefix.len()..].find(delimiter)).flatten();
-            let group = cut.map(|at| &name[..prefix.len() + at + delimiter.len()]);
-            let shown = group.unwrap_or(name);
-            if shown <= after || prefixes.last().is_some_and(|seen| seen == shown) {
-                continue;
-            }
-            if names.len() + prefixes.len() == most {
-                return (names, prefixes, last);
-            }
-            last = shown.to_owned();
-            if group.is_some() { prefixes.push(last.clone()) } else { names.push(last.clone()) }
-        }
-        (names, prefixes, String::new())
-    }
+pub fn find<'a>(state: &'a State, key: &str) -> Result<&'a StoredObject, Refusal> {
+    state.objects.get(key).ok_or(Refusal::NotFound)
 }

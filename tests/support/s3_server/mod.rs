@@ -1,28 +1,32 @@
-//! An S3 server in memory for tests and benchmarks: real protocol and signatures (s3s), atomic conditions, faults on
-//! demand, a record of every request.
+//! S3's protocol for the test server: real requests and signatures (s3s).
 //!
-//! It runs on a thread of its own and stops when dropped, so that synchronous and asynchronous tests use it alike.
-//! `http` names requests and applies faults, `service` is the protocol, `state` the bucket.
+//! This names requests, `service` serves them, `conditions` is what S3 makes of `If-Match` and `If-None-Match`.
 
-mod http;
+mod conditions;
 mod service;
-mod state;
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use hyper_util::rt::TokioIo;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, StatusCode};
 use s3s::auth::SimpleAuth;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
-use time::OffsetDateTime;
-use tokio::sync::oneshot;
 
-use super::faults;
+#[allow(unused_imports)] // Each test takes what it needs.
 pub use super::faults::{Action, Fault, Gate, Record};
-pub use state::{OpenUpload, StoredObject};
+use super::faults::{BoxError, percent_decode};
+#[allow(unused_imports)]
+pub use super::server::Server as S3Server;
+use super::server::{Body, Call, Protocol, Server, Shared, StoredObject, full};
+use service::{Bucket, OpenUpload};
 
 /// The only bucket.
 pub const BUCKET: &str = "swamp-test";
@@ -33,194 +37,135 @@ pub const SECRET_KEY: &str = "swamp-test-secret";
 /// The region that the server calls itself.
 pub const REGION: &str = "us-east-1";
 
-/// What the server's tasks and its owner share.
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<state::State>,
-    faults: faults::Faults,
-    records: Mutex<Vec<Record>>,
-}
-
-impl Shared {
-    fn records(&self) -> MutexGuard<'_, Vec<Record>> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+impl Server {
+    /// A server that speaks S3, on a free port of 127.0.0.1.
+    pub fn s3() -> Self {
+        Self::s3_on("127.0.0.1:0", 2).expect("a local port can be bound")
     }
 
-    /// Returns its index.
-    fn record(&self, record: Record) -> usize {
-        let mut records = self.records();
-        records.push(record);
-        records.len() - 1
+    /// The same on an address, with a number of worker threads.
+    pub fn s3_on(address: &str, workers: usize) -> std::io::Result<Self> {
+        Self::start_with(address, workers, |shared, _| S3::new(shared))
     }
 }
 
-/// A running server; stops when dropped.
-#[derive(Debug)]
-pub struct S3Server {
-    shared: Arc<Shared>,
-    address: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+type Uploads = Arc<Mutex<HashMap<String, OpenUpload>>>;
+
+fn lock(uploads: &Uploads) -> MutexGuard<'_, HashMap<String, OpenUpload>> {
+    uploads.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl S3Server {
-    /// Starts on a free port of 127.0.0.1.
-    pub async fn start() -> Self {
-        Self::start_blocking()
-    }
+/// Marks a request whose conditions are to be ignored.
+#[derive(Clone, Copy, Debug)]
+struct IgnoreConditions;
 
-    /// The same from synchronous code.
-    pub fn start_blocking() -> Self {
-        Self::start_on("127.0.0.1:0", 2).expect("a local port can be bound")
-    }
+struct S3 {
+    service: S3Service,
+    uploads: Uploads,
+}
 
-    /// Starts on an address, with a number of worker threads.
-    pub fn start_on(address: &str, workers: usize) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::default());
-        let mut builder = S3ServiceBuilder::new(service::Bucket(shared.clone()));
+impl S3 {
+    fn new(shared: Arc<Shared>) -> Self {
+        let uploads = Uploads::default();
+        let mut builder = S3ServiceBuilder::new(Bucket { shared, uploads: uploads.clone() });
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         // Clients follow the clock of the Date header, which tests move; signatures are checked against the real one.
         let mut config = S3Config::default();
         config.presigned_url_max_skew_time_secs = 10 * 365 * 86_400;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
-        let service = builder.build();
-        let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
-        let tasks = shared.clone();
-        let thread = std::thread::Builder::new().name("s3-server".to_owned()).spawn(move || {
-            runtime.block_on(async move {
-                tokio::select! {
-                    () = accept(listener, tasks, service) => {}
-                    _ = stopped => {}
-                }
-            });
-            runtime.shutdown_background();
-        })?;
-        Ok(Self { shared, address, stop: Some(stop), thread: Some(thread) })
+        Self { service: builder.build(), uploads }
+    }
+}
+
+#[async_trait]
+impl Protocol for S3 {
+    fn source(&self) -> String {
+        format!("s3://{BUCKET}")
     }
 
-    /// URL of the server.
-    pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// Environment for a program that is to use the server, and nothing of the real environment's AWS configuration.
-    pub fn env(&self) -> Vec<(&'static str, String)> {
+    fn env(&self, address: SocketAddr) -> Vec<(&'static str, String)> {
         vec![
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
             ("AWS_REGION", REGION.to_owned()),
-            ("AWS_ENDPOINT_URL", self.endpoint()),
+            ("AWS_ENDPOINT_URL", format!("http://{address}")),
             ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
             ("AWS_CONFIG_FILE", "/dev/null".to_owned()),
             ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null".to_owned()),
         ]
     }
 
-    /// Adds a rule.
-    pub fn inject(&self, fault: Fault) {
-        self.shared.faults.add(fault);
+    fn fingerprint(&self, object: &StoredObject) -> String {
+        object.etag.clone()
     }
 
-    /// Adds a rule that holds requests before their effect; the gate lets them go.
-    pub fn hold(&self, operation: &str, key: &str) -> Gate {
-        let gate = Gate::default();
-        self.inject(Fault::on(operation, Action::Hold(gate.clone())).key(key));
-        gate
+    fn open_uploads(&self) -> Vec<String> {
+        lock(&self.uploads).values().map(|upload| upload.key.clone()).collect()
     }
 
-    /// Removes all rules.
-    pub fn clear_faults(&self) {
-        self.shared.faults.clear();
+    fn request_id(&self) -> &'static str {
+        "x-amz-request-id"
     }
 
-    /// Every request so far.
-    pub fn requests(&self) -> Vec<Record> {
-        self.shared.records().clone()
+    async fn receive(&self, parts: Parts, body: Incoming) -> Result<Call, BoxError> {
+        let (operation, key) = name(&parts);
+        let text = |name: &str| parts.headers.get(name)?.to_str().ok().map(str::to_owned);
+        let (range, if_match, if_none_match) = (text("range"), text("if-match"), text("if-none-match"));
+        let body = body.map_err(BoxError::from).boxed_unsync();
+        let (bytes, ignore_conditions) = (Bytes::new(), false);
+        Ok(Call { operation, key, parts, body, bytes, range, if_match, if_none_match, ignore_conditions })
     }
 
-    /// How many requests of an operation (by its S3 name) there were for a key.
-    pub fn count(&self, operation: &str, key: &str) -> usize {
-        self.shared.records().iter().filter(|record| record.operation == operation && record.key == key).count()
+    async fn serve(&self, call: Call) -> Result<Response<Body>, BoxError> {
+        let mut request = Request::from_parts(call.parts, s3s::Body::http_body_unsync(call.body));
+        if call.ignore_conditions {
+            request.extensions_mut().insert(IgnoreConditions);
+        }
+        let response = self.service.call(request).await.map_err(BoxError::from)?;
+        Ok(response.map(BodyExt::boxed_unsync))
     }
 
-    /// Forgets the requests so far.
-    pub fn clear_requests(&self) {
-        self.shared.records().clear();
-    }
-
-    /// Moves the server's clock: last-modified of later writes and the `Date` header.
-    pub fn set_clock_offset(&self, seconds: i64) {
-        state::lock(&self.shared.state).clock_offset = seconds;
-    }
-
-    /// Puts an object without a request; returns its entity tag.
-    pub fn put_object(&self, key: &str, bytes: impl Into<Bytes>) -> String {
-        self.put_object_with(key, bytes, HashMap::new())
-    }
-
-    /// The same with user metadata.
-    pub fn put_object_with(&self, key: &str, bytes: impl Into<Bytes>, metadata: HashMap<String, String>) -> String {
-        let bytes = bytes.into();
-        let etag = state::hex(&state::md5(&bytes));
-        let mut state = state::lock(&self.shared.state);
-        let object = StoredObject { metadata, ..state.object(bytes, etag.clone()) };
-        state.objects.insert(key.to_owned(), object);
-        etag
-    }
-
-    /// An object without a request.
-    pub fn get_object(&self, key: &str) -> Option<StoredObject> {
-        state::lock(&self.shared.state).objects.get(key).cloned()
-    }
-
-    /// All keys in order.
-    pub fn keys(&self) -> Vec<String> {
-        state::lock(&self.shared.state).objects.keys().cloned().collect()
-    }
-
-    /// Removes an object without a request; whether it was there.
-    pub fn remove(&self, key: &str) -> bool {
-        state::lock(&self.shared.state).objects.remove(key).is_some()
-    }
-
-    /// Dates an object's last modification.
-    pub fn set_last_modified(&self, key: &str, time: OffsetDateTime) -> bool {
-        let mut state = state::lock(&self.shared.state);
-        state.objects.get_mut(key).map(|object| object.last_modified = time).is_some()
-    }
-
-    /// Uploads that are neither completed nor aborted.
-    pub fn open_uploads(&self) -> Vec<OpenUpload> {
-        state::lock(&self.shared.state).uploads.values().cloned().collect()
+    fn refusal(&self, _: &str, status: u16) -> Response<Body> {
+        let code = match status {
+            403 => "AccessDenied",
+            404 => "NoSuchKey",
+            409 => "ConditionalRequestConflict",
+            412 => "PreconditionFailed",
+            429 => "TooManyRequests",
+            500 => "InternalError",
+            501 => "NotImplemented",
+            503 => "SlowDown",
+            _ => "InjectedFault",
+        };
+        let mut response = Response::new(full(format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>injected fault</Message></Error>"
+        )));
+        *response.status_mut() = StatusCode::from_u16(status).expect("a fault has a valid status");
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+        response
     }
 }
 
-impl Drop for S3Server {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-async fn accept(listener: TcpListener, shared: Arc<Shared>, service: S3Service) {
-    let listener = tokio::net::TcpListener::from_std(listener).expect("the runtime takes the listener");
-    loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
-        let _ = stream.set_nodelay(true);
-        let (shared, service) = (shared.clone(), service.clone());
-        tokio::spawn(async move {
-            let serve =
-                hyper::service::service_fn(move |request| http::serve(shared.clone(), service.clone(), request));
-            // A connection that ends badly is the client's affair, and often wanted.
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), serve).await;
-        });
-    }
+/// The S3 operation and the key of a path-style request.
+fn name(parts: &Parts) -> (&'static str, String) {
+    let path = parts.uri.path().trim_start_matches('/');
+    let key = path.split_once('/').map(|(_, key)| key).unwrap_or_default();
+    let query = parts.uri.query().unwrap_or_default();
+    let has = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
+    let copies = parts.headers.contains_key("x-amz-copy-source");
+    let operation = match (parts.method.as_str(), key.is_empty()) {
+        ("GET", true) if has("list-type") => "ListObjectsV2",
+        ("GET", false) => "GetObject",
+        ("HEAD", false) => "HeadObject",
+        ("PUT", false) if has("uploadId") && copies => "UploadPartCopy",
+        ("PUT", false) if has("uploadId") => "UploadPart",
+        ("PUT", false) if copies => "CopyObject",
+        ("PUT", false) => "PutObject",
+        ("POST", false) if has("uploads") => "CreateMultipartUpload",
+        ("POST", false) if has("uploadId") => "CompleteMultipartUpload",
+        ("DELETE", false) if has("uploadId") => "AbortMultipartUpload",
+        ("DELETE", false) => "DeleteObject",
+        _ => "Other",
+    };
+    (operation, percent_decode(key))
 }

@@ -1,6 +1,7 @@
 //! The protocol: s3s calls these methods with parsed, authenticated requests. Every effect happens under the one lock,
 //! after the body was read and hashed.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, MutexGuard};
 
 use base64::Engine as _;
@@ -10,18 +11,31 @@ use futures_util::StreamExt;
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
-use super::http::IgnoreConditions;
-use super::state::{self, Conditions, OpenUpload, State, StoredObject, Unmet};
-use super::{BUCKET, Shared};
+use super::super::server::{Shared, State, StoredObject, hex, md5};
+use super::conditions::{Conditions, Unmet};
+use super::{BUCKET, IgnoreConditions, Uploads, lock};
 
-pub(super) struct Bucket(pub(super) Arc<Shared>);
+/// An upload in parts that is neither completed nor aborted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OpenUpload {
+    pub key: String,
+    metadata: HashMap<String, String>,
+    content_type: Option<String>,
+    parts: BTreeMap<i32, (Bytes, [u8; 16])>,
+}
+
+/// The bucket behind the protocol. The lock of the objects is taken before that of the uploads.
+pub(super) struct Bucket {
+    pub shared: Arc<Shared>,
+    pub uploads: Uploads,
+}
 
 impl Bucket {
     fn state(&self, bucket: &str) -> S3Result<MutexGuard<'_, State>> {
         if bucket != BUCKET {
             return Err(s3_error!(NoSuchBucket, "there is no such bucket"));
         }
-        Ok(state::lock(&self.0.state))
+        Ok(self.shared.state())
     }
 }
 
@@ -52,7 +66,7 @@ async fn read(body: Option<StreamingBlob>, content_md5: Option<&str>) -> S3Resul
             bytes.extend_from_slice(&chunk.map_err(|_| s3_error!(IncompleteBody))?);
         }
     }
-    let digest = state::md5(&bytes);
+    let digest = md5(&bytes);
     match content_md5 {
         Some(wanted) if STANDARD.decode(wanted).ok().as_deref() != Some(&digest) => Err(s3_error!(BadDigest)),
         _ => Ok((bytes.freeze(), digest)),
@@ -61,6 +75,11 @@ async fn read(body: Option<StreamingBlob>, content_md5: Option<&str>) -> S3Resul
 
 fn strong(etag: &str) -> Option<ETag> {
     Some(ETag::Strong(etag.to_owned()))
+}
+
+/// S3 tells times in whole seconds.
+fn modified(object: &StoredObject) -> Timestamp {
+    object.modified.replace_nanosecond(0).expect("zero is a valid nanosecond").into()
 }
 
 fn length(bytes: usize) -> Option<i64> {
@@ -92,13 +111,13 @@ impl S3 for Bucket {
         let state = self.state(&request.input.bucket)?;
         let object = find(&state, &request.input.key)?;
         conditions(&request, "").check_read(object).map_err(unmet)?;
-        let size = object.bytes.len();
+        let (stored, size) = (object.served(), object.bytes.len());
         let (bytes, content_range) = match &request.input.range {
-            None => (object.bytes.clone(), None),
+            None => (stored.clone(), None),
             Some(range) => {
                 let range = range.check(size as u64)?;
                 let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
-                (object.bytes.slice(range.start as usize..range.end as usize), Some(text))
+                (stored.slice(range.start as usize..range.end as usize), Some(text))
             }
         };
         let partial = content_range.is_some();
@@ -107,7 +126,7 @@ impl S3 for Bucket {
             body: Some(StreamingBlob::from(s3s::Body::from(bytes))),
             content_range,
             e_tag: strong(&object.etag),
-            last_modified: Some(object.last_modified.into()),
+            last_modified: Some(modified(object)),
             metadata: Some(object.metadata.clone()),
             content_type: object.content_type.clone(),
             accept_ranges: Some("bytes".to_owned()),
@@ -124,7 +143,7 @@ impl S3 for Bucket {
         Ok(S3Response::new(HeadObjectOutput {
             content_length: length(object.bytes.len()),
             e_tag: strong(&object.etag),
-            last_modified: Some(object.last_modified.into()),
+            last_modified: Some(modified(object)),
             metadata: Some(object.metadata.clone()),
             content_type: object.content_type.clone(),
             ..Default::default()
@@ -136,14 +155,9 @@ impl S3 for Bucket {
         let conditions = conditions(&request, "");
         let mut state = self.state(&request.input.bucket)?;
         conditions.check_write(state.objects.get(&request.input.key)).map_err(unmet)?;
-        let etag = state::hex(&digest);
-        let object = StoredObject {
-            metadata: request.input.metadata.unwrap_or_default(),
-            content_type: request.input.content_type,
-            ..state.object(bytes, etag.clone())
-        };
-        state.objects.insert(request.input.key, object);
-        Ok(S3Response::new(PutObjectOutput { e_tag: strong(&etag), ..Default::default() }))
+        let metadata = request.input.metadata.unwrap_or_default();
+        let object = state.put(&request.input.key, bytes, hex(&digest), metadata, request.input.content_type);
+        Ok(S3Response::new(PutObjectOutput { e_tag: strong(&object.etag), ..Default::default() }))
     }
 
     async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
@@ -153,15 +167,11 @@ impl S3 for Bucket {
         conditions(&request, "").check_write(state.objects.get(&request.input.key)).map_err(unmet)?;
         let replaces = request.input.metadata_directive.is_some_and(|directive| directive.as_str() == "REPLACE");
         // As on S3, a copy of a multipart object in one request has the MD5 of all of it.
-        let etag = state::hex(&state::md5(&source.bytes));
-        let object = StoredObject {
-            metadata: if replaces { request.input.metadata.unwrap_or_default() } else { source.metadata },
-            content_type: source.content_type,
-            ..state.object(source.bytes, etag.clone())
-        };
-        let last_modified = Some(object.last_modified.into());
-        state.objects.insert(request.input.key, object);
-        let result = CopyObjectResult { e_tag: strong(&etag), last_modified, ..Default::default() };
+        let etag = hex(&md5(&source.bytes));
+        let metadata = if replaces { request.input.metadata.unwrap_or_default() } else { source.metadata };
+        let object = state.put(&request.input.key, source.bytes, etag, metadata, source.content_type);
+        let last_modified = Some(modified(&object));
+        let result = CopyObjectResult { e_tag: strong(&object.etag), last_modified, ..Default::default() };
         Ok(S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() }))
     }
 
@@ -186,43 +196,30 @@ impl S3 for Bucket {
             Some(token) => Some(unhex(token).ok_or_else(|| s3_error!(InvalidArgument, "not one of our tokens"))?),
             None => input.start_after.clone(),
         };
-        let mut contents: ObjectList = Vec::new();
-        let mut common_prefixes: CommonPrefixList = Vec::new();
-        let mut last: Option<String> = None;
-        let mut truncated = false;
-        for (key, object) in state.objects.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
-            let group = input.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty()).and_then(|delimiter| {
-                let end = key[prefix.len()..].find(delimiter)? + delimiter.len();
-                Some(key[..prefix.len() + end].to_owned())
-            });
-            let item = group.as_deref().unwrap_or(key);
-            if after.as_deref().is_some_and(|after| item <= after) || last.as_deref() == Some(item) {
-                continue;
-            }
-            if contents.len() + common_prefixes.len() >= limit {
-                truncated = true;
-                break;
-            }
-            last = Some(item.to_owned());
-            if group.is_some() {
-                common_prefixes.push(CommonPrefix { prefix: Some(encode(item)) });
-            } else {
-                contents.push(Object {
+        let page = state.list(&prefix, input.delimiter.as_deref(), after.as_deref(), limit);
+        let contents: ObjectList = page
+            .names
+            .iter()
+            .map(|key| {
+                let object = &state.objects[key];
+                Object {
                     key: Some(encode(key)),
                     size: length(object.bytes.len()),
                     e_tag: strong(&object.etag),
-                    last_modified: Some(object.last_modified.into()),
+                    last_modified: Some(modified(object)),
                     ..Default::default()
-                });
-            }
-        }
+                }
+            })
+            .collect();
+        let common_prefixes: CommonPrefixList =
+            page.prefixes.iter().map(|prefix| CommonPrefix { prefix: Some(encode(prefix)) }).collect();
         Ok(S3Response::new(ListObjectsV2Output {
             name: Some(input.bucket),
             key_count: i32::try_from(contents.len() + common_prefixes.len()).ok(),
             contents: Some(contents),
             common_prefixes: Some(common_prefixes),
-            next_continuation_token: truncated.then(|| state::hex(last.unwrap_or_default().as_bytes())),
-            is_truncated: Some(truncated),
+            is_truncated: Some(page.next.is_some()),
+            next_continuation_token: page.next.map(|last| hex(last.as_bytes())),
             prefix: Some(encode(&prefix)),
             delimiter: input.delimiter.as_deref().map(encode),
             max_keys: i32::try_from(limit).ok(),
@@ -235,7 +232,7 @@ impl S3 for Bucket {
         &self,
         request: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
-        let mut state = self.state(&request.input.bucket)?;
+        let _state = self.state(&request.input.bucket)?;
         let id = uuid::Uuid::new_v4().to_string();
         let upload = OpenUpload {
             key: request.input.key,
@@ -243,23 +240,24 @@ impl S3 for Bucket {
             content_type: request.input.content_type,
             parts: Default::default(),
         };
-        state.uploads.insert(id.clone(), upload);
+        lock(&self.uploads).insert(id.clone(), upload);
         Ok(S3Response::new(CreateMultipartUploadOutput { upload_id: Some(id), ..Default::default() }))
     }
 
     async fn upload_part(&self, mut request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         let (bytes, digest) = read(request.input.body.take(), request.input.content_md5.as_deref()).await?;
-        let mut state = self.state(&request.input.bucket)?;
-        let upload = state.uploads.get_mut(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let _state = self.state(&request.input.bucket)?;
+        let mut uploads = lock(&self.uploads);
+        let upload = uploads.get_mut(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
         upload.parts.insert(request.input.part_number, (bytes, digest));
-        Ok(S3Response::new(UploadPartOutput { e_tag: strong(&state::hex(&digest)), ..Default::default() }))
+        Ok(S3Response::new(UploadPartOutput { e_tag: strong(&hex(&digest)), ..Default::default() }))
     }
 
     async fn upload_part_copy(
         &self,
         request: S3Request<UploadPartCopyInput>,
     ) -> S3Result<S3Response<UploadPartCopyOutput>> {
-        let mut state = self.state(&request.input.bucket)?;
+        let state = self.state(&request.input.bucket)?;
         let source = find(&state, source_key(&request.input.copy_source)?)?;
         conditions(&request, "x-amz-copy-source-").check_read(source).map_err(|_| unmet(Unmet::Failed))?;
         let bytes = match &request.input.copy_source_range {
@@ -270,10 +268,11 @@ impl S3 for Bucket {
                 source.bytes.slice(range.start as usize..range.end as usize)
             }
         };
-        let digest = state::md5(&bytes);
-        let upload = state.uploads.get_mut(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let digest = md5(&bytes);
+        let mut uploads = lock(&self.uploads);
+        let upload = uploads.get_mut(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
         upload.parts.insert(request.input.part_number, (bytes, digest));
-        let result = CopyPartResult { e_tag: strong(&state::hex(&digest)), ..Default::default() };
+        let result = CopyPartResult { e_tag: strong(&hex(&digest)), ..Default::default() };
         Ok(S3Response::new(UploadPartCopyOutput { copy_part_result: Some(result), ..Default::default() }))
     }
 
@@ -282,7 +281,8 @@ impl S3 for Bucket {
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let mut state = self.state(&request.input.bucket)?;
-        let upload = state.uploads.get(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?.clone();
+        let mut uploads = lock(&self.uploads);
+        let upload = uploads.get(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?.clone();
         conditions(&request, "").check_write(state.objects.get(&request.input.key)).map_err(unmet)?;
         let named: Vec<_> = request.input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
         let mut digests = Vec::new();
@@ -290,29 +290,25 @@ impl S3 for Bucket {
         for part in named {
             let stored = part.part_number.and_then(|number| upload.parts.get(&number));
             let (content, digest) = stored.ok_or_else(|| s3_error!(InvalidPart))?;
-            if part.e_tag.map(ETag::into_value) != Some(state::hex(digest)) {
+            if part.e_tag.map(ETag::into_value) != Some(hex(digest)) {
                 return Err(s3_error!(InvalidPart));
             }
             bytes.extend_from_slice(content);
             digests.push(*digest);
         }
-        let etag = state::multipart_etag(digests.iter());
-        let object = StoredObject {
-            metadata: upload.metadata,
-            content_type: upload.content_type,
-            ..state.object(bytes.freeze(), etag.clone())
-        };
-        state.objects.insert(request.input.key, object);
-        state.uploads.remove(&request.input.upload_id);
-        Ok(S3Response::new(CompleteMultipartUploadOutput { e_tag: strong(&etag), ..Default::default() }))
+        // MD5 of the parts' MD5s, and their number.
+        let etag = format!("{}-{}", hex(&md5(&digests.concat())), digests.len());
+        let object = state.put(&request.input.key, bytes.freeze(), etag, upload.metadata, upload.content_type);
+        uploads.remove(&request.input.upload_id);
+        Ok(S3Response::new(CompleteMultipartUploadOutput { e_tag: strong(&object.etag), ..Default::default() }))
     }
 
     async fn abort_multipart_upload(
         &self,
         request: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
-        let mut state = self.state(&request.input.bucket)?;
-        state.uploads.remove(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let _state = self.state(&request.input.bucket)?;
+        lock(&self.uploads).remove(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
         Ok(S3Response::with_status(AbortMultipartUploadOutput::default(), hyper::StatusCode::NO_CONTENT))
     }
 }

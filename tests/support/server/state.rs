@@ -1,0 +1,113 @@
+//! What a server holds: the objects of one bucket, with all that any protocol says of them. Knows nothing of HTTP.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use md5::{Digest, Md5};
+use time::OffsetDateTime;
+
+pub type Metadata = HashMap<String, String>;
+
+/// An object.
+#[derive(Clone, Debug)]
+pub struct StoredObject {
+    pub bytes: Bytes,
+    /// What is handed out instead of `bytes`, which all that is said of the object is about.
+    pub rotten: Option<Bytes>,
+    /// Without quotes.
+    pub etag: String,
+    pub generation: i64,
+    pub modified: OffsetDateTime,
+    pub metadata: Metadata,
+    pub content_type: Option<String>,
+}
+
+impl StoredObject {
+    /// What a read is given.
+    pub fn served(&self) -> &Bytes {
+        self.rotten.as_ref().unwrap_or(&self.bytes)
+    }
+}
+
+#[derive(Debug)]
+pub struct State {
+    pub objects: BTreeMap<String, StoredObject>,
+    /// Seconds that the server's clock is ahead of ours.
+    pub clock_offset: i64,
+    /// Most bytes that one request of a copy does.
+    pub copy_step: u64,
+    last_generation: i64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        let (objects, last_generation) = (BTreeMap::new(), 1_763_600_000_000_000);
+        Self { objects, clock_offset: 0, copy_step: u64::MAX, last_generation }
+    }
+}
+
+/// A page of a listing.
+#[derive(Debug, Default)]
+pub struct Page {
+    pub names: Vec<String>,
+    pub prefixes: Vec<String>,
+    /// The last name or prefix, if there is more.
+    pub next: Option<String>,
+}
+
+impl State {
+    /// The server's clock.
+    pub fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::now_utc() + time::Duration::seconds(self.clock_offset)
+    }
+
+    /// Stores an object, whatever is there.
+    pub fn put(
+        &mut self,
+        key: &str,
+        bytes: Bytes,
+        etag: String,
+        metadata: Metadata,
+        content_type: Option<String>,
+    ) -> StoredObject {
+        self.last_generation += 1;
+        let (generation, modified) = (self.last_generation, self.now());
+        let object = StoredObject { bytes, rotten: None, etag, generation, modified, metadata, content_type };
+        self.objects.insert(key.to_owned(), object.clone());
+        object
+    }
+
+    /// A page of the names that begin with `prefix`, after a name or common prefix.
+    pub fn list(&self, prefix: &str, delimiter: Option<&str>, after: Option<&str>, most: usize) -> Page {
+        let mut page = Page::default();
+        let mut last: Option<&str> = None;
+        let delimiter = delimiter.filter(|delimiter| !delimiter.is_empty());
+        let below = self.objects.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
+        for key in below.map(|(key, _)| key.as_str()) {
+            let group = delimiter.and_then(|delimiter| {
+                let end = key[prefix.len()..].find(delimiter)? + delimiter.len();
+                Some(&key[..prefix.len() + end])
+            });
+            let item = group.unwrap_or(key);
+            if after.is_some_and(|after| item <= after) || last == Some(item) {
+                continue;
+            }
+            if page.names.len() + page.prefixes.len() >= most {
+                page.next = Some(last.unwrap_or_default().to_owned());
+                break;
+            }
+            last = Some(item);
+            let list = if group.is_some() { &mut page.prefixes } else { &mut page.names };
+            list.push(item.to_owned());
+        }
+        page
+    }
+}
+
+pub fn md5(bytes: &[u8]) -> [u8; 16] {
+    Md5::digest(bytes).into()
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
