@@ -153,8 +153,9 @@ async fn a_holder_that_was_robbed_notices_and_leaves_the_thief_alone() {
             }
             sleep(Duration::from_secs(11)).await;
             assert!(matches!(lock.check(), Err(LockError::Lost(_))));
-            let index = Index::empty();
-            let written = write_index(&*store, &lock, &index, None, false).await;
+            let read = RemoteIndex { index: Index::empty(), fresh: Fresh::new() };
+            let writer = Writer { store: &*store, lock: &lock, unconditional: false };
+            let written = write_index(writer, read, Index::empty(), &Edits::default()).await;
             assert!(matches!(written, Err(DatastoreError::Lock(LockError::Lost(_)))));
             assert!(store.text(INDEX_KEY).is_none(), "fenced off");
             lock.release().await;

@@ -128,15 +128,24 @@ async fn held(store: &Arc<HookedStore>) -> HeldLock {
     acquire(store.clone(), &LockOptions::default()).await.unwrap()
 }
 
-fn start() -> MissingIndex {
-    MissingIndex::StartFrom(Box::new(Index::empty()))
+fn start() -> Known {
+    Known { index: Index::empty(), seen: Seen::Never }
+}
+
+/// Of a bucket that had an index of version 1, which is not at hand.
+fn had_one() -> Known {
+    Known { index: Index::empty(), seen: Seen::Index(Layout::Monolith) }
+}
+
+fn writer<'a>(store: &'a HookedStore, lock: &'a HeldLock) -> Writer<'a> {
+    Writer { store, lock, unconditional: false }
 }
 
 fn put(store: &HookedStore, text: &str) -> Row {
     let uploaded = Uploaded {
         fingerprint: store.fingerprint("f").and_then(|text| Fingerprint::from_record(&text)),
         upload_id: "id".into(),
-        confirmed: Instant::now(),
+        confirmed: Some(Instant::now()),
     };
     Row { path: path("f"), change: Change::Put(entry(text), uploaded), base: None }
 }
@@ -154,9 +163,9 @@ async fn an_old_upload_is_looked_at_again_before_its_entry_is_written() {
             }
             advance(Duration::from_secs(6)).await;
             let lock = held(&store).await;
-            let committed = commit(&*store, &lock, &[row], &start(), false).await.unwrap();
+            let committed = commit(writer(&store, &lock), &[row], &[], &start()).await.unwrap();
             assert_eq!(committed.outcomes, [expected]);
-            assert!(committed.index.get("f").is_none());
+            assert!(committed.remote.index.get("f").is_none());
             lock.release().await;
         }
     })
@@ -170,11 +179,12 @@ async fn a_merge_with_a_lost_answer_is_settled_by_merging_again() {
         store.set("f", "ours");
         let lock = held(&store).await;
         store.lose_answer("put", INDEX_KEY);
-        let committed = commit(&*store, &lock, &[put(&store, "ours")], &start(), false).await.unwrap();
+        let committed = commit(writer(&store, &lock), &[put(&store, "ours")], &[], &start()).await.unwrap();
         assert!(committed.wrote);
-        assert_eq!(committed.fingerprint.map(|f| f.to_string()), store.fingerprint(INDEX_KEY));
-        assert_eq!(Some(committed.bytes.to_vec()), store.bytes(INDEX_KEY));
-        let again = commit(&*store, &lock, &[put(&store, "ours")], &MissingIndex::Refuse, false).await.unwrap();
+        let remote = committed.remote;
+        assert_eq!(remote.index.fingerprint().map(|f| f.to_string()), store.fingerprint(INDEX_KEY));
+        assert_eq!(Some(remote.index.to_bytes()), store.bytes(INDEX_KEY));
+        let again = commit(writer(&store, &lock), &[put(&store, "ours")], &[], &had_one()).await.unwrap();
         assert!(!again.wrote, "nothing to say twice");
         lock.release().await;
     })
@@ -198,10 +208,13 @@ async fn rows_apply_to_the_entry_that_was_seen_only() {
             row("g", Change::Fields(mode.clone()), "g"),
             row("absent", Change::Remove, "x"),
         ];
-        let committed = commit(&*store, &lock, &rows, &MissingIndex::Refuse, false).await.unwrap();
+        let committed = commit(writer(&store, &lock), &rows, &[], &had_one()).await.unwrap();
         use RowOutcome::*;
         assert_eq!(committed.outcomes, [KeptTheirs, KeptTheirs, Applied, Applied]);
-        assert_eq!((committed.index.get("f"), committed.index.get("g")), (Some(&entry("current")), Some(&mode)));
+        assert_eq!(
+            (committed.remote.index.get("f"), committed.remote.index.get("g")),
+            (Some(&entry("current")), Some(&mode))
+        );
         lock.release().await;
     })
     .await;
@@ -212,7 +225,7 @@ async fn an_index_that_vanished_is_not_written_anew() {
     each(async |kind| {
         let store = HookedStore::new(kind).await;
         let lock = held(&store).await;
-        let result = commit(&*store, &lock, &[], &MissingIndex::Refuse, false).await;
+        let result = commit(writer(&store, &lock), &[], &[], &had_one()).await;
         assert!(matches!(result, Err(DatastoreError::IndexVanished)));
         assert!(store.text(INDEX_KEY).is_none());
         lock.release().await;

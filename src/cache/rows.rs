@@ -178,6 +178,20 @@ pub struct PendingDelete {
     pub upload: Option<UploadMark>,
 }
 
+/// What a push of ours made of a path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommittedRow {
+    /// The entry that it wrote; `None`: it removed the entry.
+    pub entry: Option<Entry>,
+    /// The object's version then.
+    #[serde(with = "fingerprint_text", default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
+    /// What the index said before.
+    pub replaced: Option<Entry>,
+    /// When, ns since the epoch.
+    pub at: i64,
+}
+
 mod fingerprint_text {
     use super::Fingerprint;
     use serde::{Deserialize, Deserializer, Serializer};

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::reserve::Reserve;
-use super::rows::{Attrs, ContentRow, DeltaRow, Kind, NodeRow, PendingDelete};
+use super::rows::{Attrs, CommittedRow, ContentRow, DeltaRow, Kind, NodeRow, PendingDelete};
 use super::{CacheError, ContentId, Result};
 
 const VERSION: i64 = 1;
@@ -22,6 +22,10 @@ CREATE TABLE content(id INTEGER PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE delta(path TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE pending_delete(key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 ";
+
+/// What was committed lately. Losing it harms nobody who writes by the rules, so it needs no version.
+const COMMITTED: &str =
+    "CREATE TABLE IF NOT EXISTS committed(path TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;";
 
 /// The database.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub struct Loaded {
     pub deltas: Vec<(String, DeltaRow)>,
     /// Objects still to delete.
     pub pending_deletes: Vec<(String, PendingDelete)>,
+    /// What was committed lately.
+    pub committed: Vec<(String, CommittedRow)>,
 }
 
 impl StateDb {
@@ -72,6 +78,7 @@ impl StateDb {
             VERSION => {}
             _ => return Err(CacheError::Version { found, known: VERSION }),
         }
+        connection.execute_batch(COMMITTED)?;
         Ok(connection)
     }
 
@@ -132,6 +139,7 @@ impl StateDb {
             contents: self.load_bodies("SELECT id, body FROM content", |row| row.get(0).map(content_id))?,
             deltas: self.load_bodies("SELECT path, body FROM delta ORDER BY path", |row| row.get(0))?,
             pending_deletes: self.load_bodies("SELECT key, body FROM pending_delete", |row| row.get(0))?,
+            committed: self.load_bodies("SELECT path, body FROM committed", |row| row.get(0))?,
         })
     }
 
@@ -273,6 +281,22 @@ impl Transaction<'_> {
     /// When the database refuses.
     pub fn remove_delta(&self, path: &str) -> Result<()> {
         self.run("DELETE FROM delta WHERE path = ?", [path])
+    }
+
+    /// Remembers what was committed.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn set_committed(&self, path: &str, row: &CommittedRow) -> Result<()> {
+        self.run("INSERT OR REPLACE INTO committed VALUES(?, ?)", params![path, text(path, row)?])
+    }
+
+    /// Forgets what was committed.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn remove_committed(&self, path: &str) -> Result<()> {
+        self.run("DELETE FROM committed WHERE path = ?", [path])
     }
 
     /// Records an object to delete.

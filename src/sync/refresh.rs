@@ -6,9 +6,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+
 use super::{Engine, SyncError};
 use crate::datastore::{Fresh, IndexRead, RemoteIndex, discover, format_nanos, now_nanos, read_index};
-use crate::volume::NewBase;
+use crate::volume::{NewBase, Undone};
+
+/// Looks at the same time.
+const CONCURRENCY: usize = 16;
 
 impl Engine {
     /// Reads the index if it changed and takes it into view.
@@ -66,7 +71,10 @@ impl Engine {
                 self.volume.confirm_base();
                 Ok(None)
             }
-            IndexRead::Present(remote) => Ok(Some(NewBase { remote, discovered: false })),
+            IndexRead::Present(remote) => {
+                let undone = self.undone_by_others(&remote).await?;
+                Ok(Some(NewBase { undone, ..remote.into() }))
+            }
             IndexRead::Missing if base.record.as_ref().is_some_and(|r| !r.discovered) => {
                 Err(SyncError::IndexVanished { source_name: self.store.describe() })
             }
@@ -75,9 +83,39 @@ impl Engine {
                 if base.record.is_some() && same_entries(&index, &base.index) {
                     return Ok(None);
                 }
-                Ok(Some(NewBase { remote: RemoteIndex { index, fresh: Fresh::new() }, discovered: true }))
+                let remote = RemoteIndex { index, fresh: Fresh::new() };
+                Ok(Some(NewBase { discovered: true, ..remote.into() }))
             }
         }
+    }
+
+    /// Commits of ours that a writer with an old view undid: the objects still are as we left them.
+    async fn undone_by_others(&self, remote: &RemoteIndex) -> Result<Vec<Undone>, SyncError> {
+        let suspects = self.volume.undone(&remote.index)?;
+        let looked: Vec<(Undone, bool)> = stream::iter(suspects)
+            .map(|undone| async move {
+                let ours = match (self.store.head(undone.path.as_str()).await, &undone.committed) {
+                    (Ok(info), row) => {
+                        row.entry.is_some() && row.fingerprint.is_some() && info.fingerprint == row.fingerprint
+                    }
+                    (Err(error), row) if error.is_not_found() => row.entry.is_none(),
+                    (Err(error), _) => return Err(error),
+                };
+                Ok((undone, ours))
+            })
+            .buffer_unordered(CONCURRENCY)
+            .try_collect()
+            .boxed()
+            .await?;
+        let (undone, theirs): (Vec<_>, Vec<_>) = looked.into_iter().partition(|(_, ours)| *ours);
+        // An object that still exists after our removal is being deleted, or is not ours to delete: look again next time.
+        let replaced: Vec<_> =
+            theirs.into_iter().filter(|(u, _)| u.committed.entry.is_some()).map(|(undone, _)| undone.path).collect();
+        self.volume.forget_committed(&replaced)?;
+        for (undone, _) in &undone {
+            tracing::warn!(path = %undone.path, "another client wrote an index from before our change; it is made again");
+        }
+        Ok(undone.into_iter().map(|(undone, _)| undone).collect())
     }
 
     /// Takes a base and push results into view and tells the kernel. Under `index_gate`.

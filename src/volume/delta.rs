@@ -9,7 +9,7 @@ use super::inner::Inner;
 use super::live::{LiveContent, Stable};
 use super::{Result, VolumeError};
 use crate::cache::ContentId;
-use crate::cache::rows::{ContentRow, Delta, DeltaRow, NodeRow, PendingDelete, Version};
+use crate::cache::rows::{CommittedRow, ContentRow, Delta, DeltaRow, NodeRow, PendingDelete, Version};
 use crate::tree::{Ino, ROOT};
 
 /// Row changes of one operation; the last word on a path counts.
@@ -19,6 +19,7 @@ pub(super) struct Changes {
     nodes: HashMap<String, Option<NodeRow>>,
     contents: HashMap<ContentId, Option<ContentRow>>,
     pending_deletes: HashMap<String, Option<PendingDelete>>,
+    committed: HashMap<String, Option<CommittedRow>>,
     base: Option<crate::cache::saved_base::BaseRecord>,
     versions: Vec<(Arc<LiveContent>, Version)>,
     carried: Vec<(Arc<LiveContent>, Stable)>,
@@ -49,6 +50,11 @@ impl Changes {
 
     pub fn pending_delete(&mut self, key: &str, row: Option<PendingDelete>) -> &mut Self {
         self.pending_deletes.insert(key.to_owned(), row);
+        self
+    }
+
+    pub fn committed(&mut self, path: &str, row: Option<CommittedRow>) -> &mut Self {
+        self.committed.insert(path.to_owned(), row);
         self
     }
 
@@ -120,6 +126,12 @@ impl Inner {
                 None => self.pending_deletes.remove(&key),
             };
         }
+        for (path, row) in changes.committed {
+            match row {
+                Some(row) => self.committed.insert(path, row),
+                None => self.committed.remove(&path),
+            };
+        }
         for (live, mut version) in changes.versions {
             let mut state = live.state();
             if version.fingerprint.is_none()
@@ -159,6 +171,12 @@ impl Inner {
             match row {
                 Some(row) => tx.set_pending_delete(key, row)?,
                 None => tx.remove_pending_delete(key)?,
+            }
+        }
+        for (path, row) in &changes.committed {
+            match row {
+                Some(row) => tx.set_committed(path, row)?,
+                None => tx.remove_committed(path)?,
             }
         }
         if let Some(record) = &changes.base {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::live::LiveContent;
 use super::{Result, VolumeError};
-use crate::cache::rows::{ContentRow, DeltaRow, NodeRow, PendingDelete, Replaced, Version};
+use crate::cache::rows::{CommittedRow, ContentRow, DeltaRow, NodeRow, PendingDelete, Replaced, Version};
 use crate::cache::saved_base::BaseRecord;
 use crate::cache::{ContentId, StateDb};
 use crate::datastore::{Entry, Index, NameClass, Seen, classify};
@@ -49,6 +49,8 @@ pub(super) struct Inner {
     pub stamps: HashMap<String, Stamp>,
     pub content_rows: HashMap<ContentId, ContentRow>,
     pub pending_deletes: BTreeMap<String, PendingDelete>,
+    /// What was committed lately.
+    pub committed: HashMap<String, CommittedRow>,
     pub live: HashMap<ContentId, Arc<LiveContent>>,
     pub next_content: u64,
     pub next_generation: u64,

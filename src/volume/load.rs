@@ -87,6 +87,7 @@ impl Volume {
             deltas,
             content_rows: rows,
             pending_deletes: loaded.pending_deletes.into_iter().collect(),
+            committed: loaded.committed.into_iter().collect(),
             live: HashMap::new(),
             doomed: Vec::new(),
             next_content,

@@ -7,6 +7,7 @@
 //! held across a network wait or a kernel notification.
 
 mod attributes;
+mod committed;
 mod conflict;
 mod delta;
 mod error;
@@ -23,6 +24,7 @@ mod recording;
 mod rename;
 
 pub use attributes::{SetAttributes, Stat};
+pub use committed::Undone;
 pub use error::VolumeError;
 pub use fetching::{Census, InUse};
 pub use files::{Handle, OpenOutcome, OpenRequest};

@@ -12,8 +12,10 @@ use super::inner::Inner;
 use super::live::{LiveContent, Stable};
 use super::recording::complete_stamp;
 use super::{Result, Volume, VolumeError};
-use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, PendingDelete, Replaced, UploadMark, Version};
-use crate::datastore::RelPath;
+use crate::cache::rows::{
+    CommittedRow, ContentRow, Delta, DeltaRow, Kind, PendingDelete, Replaced, UploadMark, Version,
+};
+use crate::datastore::{Entry, RelPath, now_nanos};
 use crate::store::Fingerprint;
 use crate::tree::Ino;
 
@@ -113,6 +115,15 @@ fn same_object(before: &Version, after: &Version) -> bool {
     match (&before.entry.sha256, &after.entry.sha256) {
         (Some(before), Some(after)) => before == after,
         _ => before.fingerprint.is_some() && before.fingerprint == after.fingerprint,
+    }
+}
+
+fn commit_of(version: Option<&Version>, before: Option<&Entry>) -> CommittedRow {
+    CommittedRow {
+        entry: version.map(|version| version.entry.clone()),
+        fingerprint: version.and_then(|version| version.fingerprint.clone()),
+        replaced: before.cloned(),
+        at: now_nanos(),
     }
 }
 
@@ -273,6 +284,9 @@ impl Volume {
             Outcome::Put(version) => {
                 let unchanged = settled.read.as_ref().is_none_or(|(live, stable)| live.unchanged_since(*stable));
                 let replaced = Replaced { entry: version.entry.clone(), fingerprint: version.fingerprint.clone() };
+                let before = row.as_ref().and_then(|row| row.replaces.as_ref());
+                let commit = commit_of(Some(version), before.map(|before| &before.entry));
+                changes.remember_commit(inner.committed.len(), path, commit);
                 changes.pending_delete(path, None);
                 match row {
                     Some(row) if same && unchanged => {
@@ -306,6 +320,9 @@ impl Volume {
                 changes.delta(path, None);
             }
             Outcome::Removed { version } => {
+                let before = row.as_ref().and_then(|row| row.replaces.as_ref());
+                let commit = commit_of(None, before.map(|before| &before.entry));
+                changes.remember_commit(inner.committed.len(), path, commit);
                 self.remember_deletion(row.as_ref(), path, version.as_ref(), changes);
                 if same {
                     changes.delta(path, None);

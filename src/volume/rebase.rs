@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::committed::{self, Undone};
 use super::conflict::rows_for_new_name;
 use super::delta::Changes;
 use super::inner::{Base, Inner};
@@ -25,6 +26,14 @@ pub struct NewBase {
     pub remote: RemoteIndex,
     /// There is no index yet: this one was made from a listing.
     pub discovered: bool,
+    /// Commits of ours that it lost, and that are to be brought back.
+    pub undone: Vec<Undone>,
+}
+
+impl From<RemoteIndex> for NewBase {
+    fn from(remote: RemoteIndex) -> Self {
+        Self { remote, discovered: false, undone: Vec::new() }
+    }
 }
 
 /// What the kernel must be told; sent without any lock.
@@ -92,6 +101,9 @@ impl Volume {
             work.settle(settled, &mut revealed)?;
         }
         self.repoint(work.inner, settled, &mut work.changes);
+        for (path, row) in new.iter().flat_map(|new| committed::rows_of(new, || work.inner.new_generation())) {
+            work.changes.delta(&path, Some(row));
+        }
         let mut seen: HashSet<&RelPath> = HashSet::new();
         for path in changed.iter().chain(&revealed).filter(|path| seen.insert(path)) {
             work.apply(path, index.shown(path))?;

@@ -21,7 +21,7 @@ use super::{Engine, SyncError};
 use crate::cache::rows::Version;
 use crate::datastore::lock::LockOptions;
 use crate::datastore::{HeldLock, RelPath, Writer, acquire, now_nanos};
-use crate::volume::{NewBase, Outcome, PlannedRow, PushPlan, PushSelection, Settled};
+use crate::volume::{Outcome, PlannedRow, PushPlan, PushSelection, Settled};
 use transfer::{Transferred, Verdict};
 
 /// Rounds of a flush: conflicts and files that were written meanwhile need another one.
@@ -186,7 +186,7 @@ impl Engine {
         for (row, outcome) in rows.into_iter().zip(committed.outcomes) {
             settled.extend(self.settle_committed(row, outcome, left));
         }
-        self.apply(Some(NewBase { remote: committed.remote, discovered: false }), settled).await
+        self.apply(Some(committed.remote.into()), settled).await
     }
 
     fn settle_committed(&self, done: Transferred, outcome: RowOutcome, left: &mut Left) -> Option<Settled> {
@@ -203,8 +203,15 @@ impl Engine {
                 return None;
             }
             (RowOutcome::KeptTheirs, change) => {
-                let what = if matches!(change, Change::Remove) { "removal" } else { "change of attributes" };
-                self.note_conflict(format!("{path}: changed in the bucket meanwhile; our {what} gives way to it"));
+                match change {
+                    Change::Restore(..) => tracing::info!(%path, "replaced by another client after all"),
+                    change => {
+                        let what = if matches!(change, Change::Remove) { "removal" } else { "change of attributes" };
+                        self.note_conflict(format!(
+                            "{path}: changed in the bucket meanwhile; our {what} gives way to it"
+                        ));
+                    }
+                }
                 Outcome::Superseded
             }
         };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 
 use super::super::base::{BaseVersion, head_base};
-use super::super::merge::{Change, Row};
+use super::super::merge::{Change, Row, Uploaded};
 use super::super::{Engine, FetchError, SyncError};
 use super::order::{Job, Next, next};
 use super::seen_entry;
@@ -215,13 +215,29 @@ impl Engine {
         match (&put.origin, put.suspect) {
             (Some(origin), false) if origin.key == done.row.path.as_str() => {
                 let entry = fields_entry(origin, &put);
-                done.verdict = Verdict::Commit(Change::Fields(entry), origin.fingerprint.clone());
+                let fingerprint = origin.fingerprint.clone();
+                let change = if is_undone(&done.row, &origin.entry) {
+                    let uploaded =
+                        Uploaded { fingerprint: fingerprint.clone(), upload_id: String::new(), confirmed: None };
+                    Change::Restore(entry, uploaded)
+                } else {
+                    Change::Fields(entry)
+                };
+                done.verdict = Verdict::Commit(change, fingerprint);
                 Ok(done)
             }
             (Some(origin), false) => self.copy_row(done, origin.clone(), &put, looked).await,
             _ => self.upload_row(done, &put, looked).await,
         }
     }
+}
+
+/// Whether the index does not speak of the upload of `entry` (any more).
+fn is_undone(row: &PlannedRow, entry: &Entry) -> bool {
+    row.replaces.as_ref().is_none_or(|replaced| {
+        let before = &replaced.entry;
+        (before.size, &before.sha256, &before.last_modified) != (entry.size, &entry.sha256, &entry.last_modified)
+    })
 }
 
 /// Why a cycle could not be broken.
