@@ -47,6 +47,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Look at the datastore's lock, or remove it.
     Lock(LockArgs),
+    /// Turn an index of version 1 into shards (version 2), which large buckets need.
+    MigrateIndex(MigrateArgs),
 }
 
 impl Command {
@@ -57,6 +59,7 @@ impl Command {
             Self::Unmount(args) => args.verbose,
             Self::Pull(args) | Self::Push(args) => args.store.verbose,
             Self::Verify(args) => args.store.verbose,
+            Self::MigrateIndex(args) => args.store.verbose,
             Self::Lock(args) => match &args.action {
                 LockAction::Status { store, .. } | LockAction::Release { store, .. } => store.verbose,
             },
@@ -295,6 +298,17 @@ pub struct TransferArgs {
 pub struct VerifyArgs {
     /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
     pub source: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct MigrateArgs {
+    /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
+    pub source: String,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub store: StoreArgs,
 }

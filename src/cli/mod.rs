@@ -8,6 +8,7 @@ mod command_line;
 mod flush;
 mod helper;
 mod lock;
+mod migrate_index;
 mod mount;
 mod output;
 mod pull;
@@ -71,6 +72,7 @@ fn run(arguments: &[OsString]) -> Result<Ended, MountError> {
         Command::Push(args) => push::run(&args, &environment),
         Command::Verify(args) => verify::run(&args, &environment),
         Command::Lock(args) => lock::run(&args, &environment),
+        Command::MigrateIndex(args) => migrate_index::run(&args, &environment),
     }
 }
 

@@ -16,6 +16,7 @@ pub mod path;
 pub mod remote_index;
 mod shards;
 pub mod sidecar;
+pub mod split_index;
 pub mod timestamp;
 pub mod write_index;
 

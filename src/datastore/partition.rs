@@ -55,7 +55,7 @@ pub fn ours(path: &str) -> String {
 /// Writes the partition that we write a path to.
 pub fn ours_into(path: &str, name: &mut String) {
     let derived = newest_into(path, name);
-    if !derived || name.is_empty() || name.len() > LONGEST || name == "_meta" {
+    if !derived || name.len() > LONGEST || matches!(name.as_str(), "" | "." | ".." | "_meta") {
         name.clear();
         name.push_str(MOUNT_PARTITION);
     }

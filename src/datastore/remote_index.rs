@@ -69,7 +69,7 @@ pub async fn read_index(
     if seen == Seen::Index(Layout::Shards) {
         let meta = match read_meta(store, known_meta).await? {
             Some(MetaRead::Shards(meta)) => meta,
-            Some(MetaRead::Monolith) => return read_monolith(store, None).await,
+            Some(MetaRead::Monolith(_)) => return read_monolith(store, None).await,
             None => match without_meta(store).await? {
                 WithoutMeta::Shards(meta) => meta,
                 WithoutMeta::Monolith => return read_monolith(store, None).await,
@@ -114,7 +114,10 @@ pub async fn read_for_commit(
     }
 }
 
-async fn read_monolith(store: &dyn ObjectStore, known: Option<&Fingerprint>) -> Result<IndexRead, DatastoreError> {
+pub(super) async fn read_monolith(
+    store: &dyn ObjectStore,
+    known: Option<&Fingerprint>,
+) -> Result<IndexRead, DatastoreError> {
     let condition = known.map_or(Condition::None, |known| Condition::IfNoneMatch(known.clone()));
     let (info, bytes) = match get_bytes(store, GetRequest::whole(INDEX_KEY).with(condition), MAX_INDEX).await {
         Ok(Some(present)) => present,

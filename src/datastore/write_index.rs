@@ -148,12 +148,8 @@ impl Writer<'_> {
             }
             let replaces = meta.fingerprint.take();
             meta.partitions.extend(listed.iter().cloned());
-            meta.commit_seq = meta.commit_seq.saturating_add(1);
-            match self.put(META_KEY, meta.to_bytes(), replaces.as_ref()).await {
-                Ok((stamp, _)) => {
-                    meta.fingerprint = stamp.fingerprint;
-                    return Ok(meta);
-                }
+            match self.write_meta(meta.clone(), replaces).await {
+                Ok(meta) => return Ok(meta),
                 Err(DatastoreError::Changed) => {}
                 // The next attempt counts once more: nobody relies on the number.
                 Err(DatastoreError::Store(error)) if error.kind == StoreErrorKind::Undecided => {}
@@ -163,7 +159,20 @@ impl Writer<'_> {
         Err(DatastoreError::Changed)
     }
 
-    async fn put(
+    /// Writes the list in place of the version `replaces`, and counts the commit.
+    pub(super) async fn write_meta(
+        self,
+        mut meta: Meta,
+        replaces: Option<Fingerprint>,
+    ) -> Result<Meta, DatastoreError> {
+        meta.commit_seq = meta.commit_seq.saturating_add(1);
+        let (stamp, _) = self.put(META_KEY, meta.to_bytes(), replaces.as_ref()).await?;
+        meta.fingerprint = stamp.fingerprint;
+        Ok(meta)
+    }
+
+    /// Writes one object in place of the version `replaces`, or where there is none.
+    pub(super) async fn put(
         self,
         key: &str,
         bytes: Vec<u8>,

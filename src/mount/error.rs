@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 use crate::datastore::{DatastoreError, LockError};
 use crate::store::StoreError;
 use crate::sync::SyncError;
+use crate::sync::migrate::MigrateError;
 use crate::sync::offline::OfflineError;
 
 /// The error of this layer.
@@ -39,6 +40,9 @@ pub enum MountError {
     /// A pull or push without a mount.
     #[error(transparent)]
     Offline(Box<OfflineError>),
+    /// The index was not migrated.
+    #[error(transparent)]
+    Migrate(Box<MigrateError>),
     /// The engine does not start.
     #[error(transparent)]
     Sync(Box<SyncError>),
@@ -105,4 +109,11 @@ macro_rules! boxed {
     };
 }
 
-boxed!(Store(StoreError), Datastore(DatastoreError), Lock(LockError), Offline(OfflineError), Sync(SyncError));
+boxed!(
+    Store(StoreError),
+    Datastore(DatastoreError),
+    Lock(LockError),
+    Migrate(MigrateError),
+    Offline(OfflineError),
+    Sync(SyncError),
+);

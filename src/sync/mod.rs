@@ -11,6 +11,7 @@ pub mod error;
 pub mod fetch;
 pub mod hash;
 pub mod merge;
+pub mod migrate;
 mod notify;
 pub mod offline;
 mod push;

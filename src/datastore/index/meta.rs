@@ -27,8 +27,8 @@ pub struct Meta {
 /// What the object says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MetaRead {
-    /// The monolith counts.
-    Monolith,
+    /// The monolith counts; with the version of the object that says so.
+    Monolith(Option<Fingerprint>),
     /// These shards count.
     Shards(Meta),
 }
@@ -51,7 +51,7 @@ impl Meta {
         let value: Value = serde_json::from_slice(bytes).map_err(|error| format!("is not JSON ({error})"))?;
         let Value::Object(mut fields) = value else { return Err("is not an object".into()) };
         match fields.shift_remove("version").as_ref().and_then(Value::as_f64) {
-            Some(1.0) => return Ok(MetaRead::Monolith),
+            Some(1.0) => return Ok(MetaRead::Monolith(fingerprint)),
             Some(2.0) => {}
             _ => return Err("has an unknown version".into()),
         }
@@ -120,7 +120,7 @@ mod tests {
     fn shards(text: &str) -> Result<Meta, String> {
         match Meta::parse(text.as_bytes(), None)? {
             MetaRead::Shards(meta) => Ok(meta),
-            MetaRead::Monolith => Err("monolith".into()),
+            MetaRead::Monolith(_) => Err("monolith".into()),
         }
     }
 
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_version_decides_and_nothing_is_guessed() {
-        assert_eq!(Meta::parse(br#"{"version":1,"partitions":["a"]}"#, None), Ok(MetaRead::Monolith));
+        assert_eq!(Meta::parse(br#"{"version":1,"partitions":["a"]}"#, None), Ok(MetaRead::Monolith(None)));
         for (text, reason) in [
             ("", "is not JSON"),
             (r#"{"version":2"#, "is not JSON"),

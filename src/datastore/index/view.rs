@@ -352,6 +352,22 @@ impl Index {
         }
     }
 
+    /// The same entries as shards, placed by the newest rule, all listed.
+    pub fn split(&self) -> Self {
+        let whole = self.to_document();
+        let mut documents: BTreeMap<PartName, Document> = BTreeMap::new();
+        for name in whole.all_names() {
+            let shard = documents.entry(partition::ours(name).into()).or_insert_with(Document::empty_shard);
+            shard.take_from(&whole, name);
+        }
+        let part = |(name, document): (PartName, Document)| {
+            let part = Part::new(&name, Arc::new(document), PartStamp::default(), true);
+            (name, part)
+        };
+        let parts: BTreeMap<PartName, Part> = documents.into_iter().map(part).collect();
+        Self::sharded(Meta::of(parts.keys().cloned().collect()), parts)
+    }
+
     /// The same entries as one document: the form of version 1, which copies in cache directories have.
     pub fn to_document(&self) -> Arc<Document> {
         if let Some(part) = self.parts.get(MONOLITH) {
