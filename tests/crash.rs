@@ -263,17 +263,20 @@ fn names_modes_links_and_directories_survive_a_kill() {
 /// Where a push is killed.
 type Point = (&'static str, fn(Gate) -> Fault);
 
+fn index_fault(action: Action) -> Fault {
+    Fault::on("PutObject", action).key(Lab::s3().index_key())
+}
+
 #[test]
 fn a_kill_at_any_point_of_a_push_loses_nothing_and_makes_no_conflict() {
-    let index = ".datastore-index.json";
     let points: &[Point] = &[
         ("before a content arrives", |g| Fault::on("PutObject", Action::Hold(g)).key("remote")),
         ("after a content arrived", |g| Fault::on("PutObject", Action::HoldAnswer(g)).key("remote")),
         ("after a new content arrived", |g| Fault::on("PutObject", Action::HoldAnswer(g)).key("new")),
         ("before a copy", |g| Fault::on("CopyObject", Action::Hold(g)).key("renamed")),
         ("after a copy", |g| Fault::on("CopyObject", Action::HoldAnswer(g)).key("renamed")),
-        ("before the index arrives", |g| Fault::on("PutObject", Action::Hold(g)).key(".datastore-index.json")),
-        ("after the index arrived", |g| Fault::on("PutObject", Action::HoldAnswer(g)).key(".datastore-index.json")),
+        ("before the index arrives", |g| index_fault(Action::Hold(g))),
+        ("after the index arrived", |g| index_fault(Action::HoldAnswer(g))),
         ("before an object is deleted", |g| Fault::on("DeleteObject", Action::Hold(g)).key("second")),
         ("after an object was deleted", |g| Fault::on("DeleteObject", Action::HoldAnswer(g)).key("second")),
         ("while taking the lock", |g| Fault::on("PutObject", Action::HoldAnswer(g)).key(".datastore.lock")),
@@ -311,7 +314,7 @@ fn a_kill_at_any_point_of_a_push_loses_nothing_and_makes_no_conflict() {
             set(&mut expected, "theirs", theirs);
             // The lock of the dead process is stale.
             lab.server().set_clock_offset(40);
-            assert!(lab.object(index).is_some());
+            assert!(lab.object(lab.index_key()).is_some());
             let mount = machine.mount();
             check_mount(&mount, &expected, &what);
             mount.flushed();
@@ -326,7 +329,7 @@ fn a_kill_at_any_point_of_a_push_loses_nothing_and_makes_no_conflict() {
 
 #[test]
 fn a_copy_that_was_made_before_a_kill_is_found_again_although_its_origin_was_replaced() {
-    for key in [".datastore-index.json", "remote"] {
+    for key in [Lab::s3().index_key(), "remote"] {
         let lab = Lab::s3();
         let mut expected = seeded(&lab);
         let machine = lab.machine();

@@ -14,11 +14,9 @@ use serde_json::{Value, json};
 use support::mount::{Lab, Machine, Mount, entry, eventually};
 use support::s3_server::{Action, Fault, Gate};
 
-const INDEX: &str = ".datastore-index.json";
-
 /// Whether the index names exactly these bytes for a file, and the object has them.
 fn in_bucket(lab: &Lab, name: &str, bytes: &[u8]) -> bool {
-    lab.object(INDEX).is_some()
+    lab.object(lab.index_key()).is_some()
         && lab.entries().get(name).is_some_and(|e| e["sha256"] == entry(name, bytes)["sha256"])
         && lab.object(name).as_deref() == Some(bytes)
 }
@@ -69,9 +67,9 @@ fn files_that_never_idle_are_flushed_from_time_to_time() {
         });
         let began = Instant::now();
         let size = |lab: &Lab| lab.object("log").map(|b| b.len());
-        let first = eventually("the first flush", || size(&lab).filter(|_| lab.object(INDEX).is_some()));
+        let first = eventually("the first flush", || size(&lab).filter(|_| lab.object(lab.index_key()).is_some()));
         eventually("a later flush", || size(&lab).filter(|size| *size > first));
-        let writes = lab.server().count("PutObject", INDEX) as u64;
+        let writes = lab.server().count("PutObject", lab.index_key()) as u64;
         let most = began.elapsed().as_secs() / 2 + 2;
         assert!(writes <= most, "{writes} index writes in {:?}", began.elapsed());
     });
@@ -159,14 +157,14 @@ fn contents_come_before_entries_and_entries_go_before_objects() {
     fs::rename(mount.path("from"), mount.path("to")).unwrap();
     lab.server().clear_requests();
     mount.flushed();
-    let index = position(&lab, "PutObject", INDEX);
+    let index = position(&lab, "PutObject", lab.index_key());
     for (operation, key) in [("PutObject", "new"), ("PutObject", "old"), ("CopyObject", "to")] {
         assert!(position(&lab, operation, key) < index, "{key}");
     }
     for key in ["gone", "from"] {
         assert!(position(&lab, "DeleteObject", key) > index, "{key}");
     }
-    assert_eq!(lab.server().count("PutObject", INDEX), 1);
+    assert_eq!(lab.server().count("PutObject", lab.index_key()), 1);
     // All of it under the lock, which is gone afterwards.
     assert!(position(&lab, "PutObject", ".datastore.lock") < index);
     assert_eq!(lab.object(".datastore.lock"), None);
@@ -212,10 +210,14 @@ fn what_did_not_change_is_not_pushed() {
         mount.flushed();
         let requests = lab.server().requests();
         let writes = |key: &str| requests.iter().filter(|r| r.method == "PUT" && r.key == key).count();
-        assert_eq!(writes(INDEX), usize::from(*entry_changes), "{what}");
+        assert_eq!(writes(lab.index_key()), usize::from(*entry_changes), "{what}");
         let contents: Vec<_> = requests
             .iter()
-            .filter(|r| matches!(r.method.as_str(), "PUT" | "POST" | "DELETE") && !r.key.starts_with('.'))
+            .filter(|r| {
+                matches!(r.method.as_str(), "PUT" | "POST" | "DELETE")
+                    && !r.key.starts_with('.')
+                    && !r.key.starts_with("_index/")
+            })
             .collect();
         assert!(contents.is_empty(), "{what}: {contents:?}");
         assert_eq!(mount.status()["pending"]["files"], 0, "{what}");
@@ -239,7 +241,7 @@ fn a_file_that_is_written_while_it_is_uploaded_is_uploaded_again_and_no_index_na
     mount.write("file", "first version");
     let (content, index) = (Gate::default(), Gate::default());
     lab.server().inject(Fault::on("PutObject", Action::Hold(content.clone())).key("file").times(1));
-    lab.server().inject(Fault::on("PutObject", Action::HoldAnswer(index.clone())).key(INDEX));
+    lab.server().inject(Fault::on("PutObject", Action::HoldAnswer(index.clone())).key(lab.index_key()));
     std::thread::scope(|scope| {
         let flush = scope.spawn(|| mount.flushed());
         content.arrived_blocking(1);
@@ -308,7 +310,7 @@ fn two_thousand_small_files_take_one_index_write() {
     }
     mount.flushed();
     assert_eq!(lab.entries().len(), 2000);
-    assert_eq!(lab.server().count("PutObject", INDEX), 1);
+    assert_eq!(lab.server().count("PutObject", lab.index_key()), 1);
     assert!(in_bucket(&lab, "d7/f1987", b"content 1987"));
     assert_eq!(mount.unmount(), 0);
 }
@@ -332,7 +334,7 @@ fn what_is_not_ours_in_the_index_survives_and_what_never_belonged_there_goes() {
         "data/t/id/f": entry("data/t/id/f", b"12345"),
         "../odd": {"key": "../odd", "size": 1},
     }});
-    lab.put_object(INDEX, index.to_string().as_bytes());
+    lab.put_object(".datastore-index.json", index.to_string().as_bytes());
     let shard = json!({"version": 1, "entries": {"data/t/id/f": entry("data/t/id/f", b"12345")}});
     lab.put_object("_index/data--t--id.json", shard.to_string().as_bytes());
     let machine = lab.machine();
@@ -342,7 +344,7 @@ fn what_is_not_ours_in_the_index_survives_and_what_never_belonged_there_goes() {
     mount.write("data/t/id/g", "added");
     mode(&mount, "chmod", 0o755);
     mount.flushed();
-    let written: Value = serde_json::from_slice(&lab.object(INDEX).unwrap()).unwrap();
+    let written: Value = serde_json::from_slice(&lab.object(".datastore-index.json").unwrap()).unwrap();
     assert_eq!(written["futureField"], json!({"a": [1, 2]}));
     assert_eq!(written["entries"]["theirs"], index["entries"]["theirs"]);
     assert_eq!(written["entries"]["chmod"]["owner"], "me");

@@ -10,10 +10,8 @@ use serde_json::json;
 use support::mount::{Lab, Mount, entry, eventually};
 use support::s3_server::{Action, Fault, Gate};
 
-const INDEX: &str = ".datastore-index.json";
-
 fn in_bucket(lab: &Lab, name: &str, bytes: &[u8]) -> bool {
-    lab.object(INDEX).is_some()
+    lab.object(lab.index_key()).is_some()
         && lab.entries().get(name).is_some_and(|e| e["sha256"] == entry(name, bytes)["sha256"])
         && lab.object(name).as_deref() == Some(bytes)
 }
@@ -37,7 +35,7 @@ fn check(lab: &Lab, what: &str) {
     for (name, bytes) in [("new", "new"), ("old", "changed"), ("to", "moved")] {
         assert!(in_bucket(lab, name, bytes.as_bytes()), "{what}: {name}");
     }
-    assert_eq!(lab.server().keys(), [INDEX, "new", "old", "to"], "{what}: objects");
+    assert_eq!(lab.data_keys(), ["new", "old", "to"], "{what}: objects");
 }
 
 #[test]
@@ -134,15 +132,16 @@ fn a_file_that_fails_does_not_keep_the_others_from_the_bucket() {
 
 #[test]
 fn answers_that_get_lost_are_no_conflicts() {
+    let index = Lab::s3().index_key();
     let points = [
         ("PutObject", "new"),
         ("PutObject", "old"),
-        ("PutObject", INDEX),
+        ("PutObject", index),
         ("PutObject", ".datastore.lock"),
         ("CopyObject", "to"),
         ("DeleteObject", "gone"),
         ("DeleteObject", ".datastore.lock"),
-        ("GetObject", INDEX),
+        ("GetObject", index),
         ("HeadObject", "old"),
     ];
     for cached in [false, true] {
@@ -212,7 +211,7 @@ fn another_writer_between_read_and_write_back_loses_nothing() {
     let mount = machine.mount();
     change(&mount);
     let gate = Gate::default();
-    lab.server().inject(Fault::on("PutObject", Action::Hold(gate.clone())).key(INDEX).times(1));
+    lab.server().inject(Fault::on("PutObject", Action::Hold(gate.clone())).key(lab.index_key()).times(1));
     std::thread::scope(|scope| {
         let flush = scope.spawn(|| mount.flushed());
         gate.arrived_blocking(1);

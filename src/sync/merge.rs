@@ -137,7 +137,7 @@ pub async fn commit(
             }
             outcomes.push(outcome);
         }
-        if exists && !must_write(&read.index, &edits) {
+        if exists && !must_write(&read, &edits) {
             return Ok(Committed { remote: read, outcomes, wrote: undecided });
         }
         if exists {
@@ -154,13 +154,15 @@ pub async fn commit(
     Err(DatastoreError::Changed)
 }
 
-/// Whether anything has to be written. Shards may have been written by an attempt that ended before the list: where our
-/// rows are found in them, the list is written (again).
-fn must_write(read: &Index, edits: &Edits) -> bool {
+/// Whether anything has to be written. Shards may have been written by an attempt of ours that ended before the list: where
+/// rows are found in a shard that is not the known one, the list is written (again).
+fn must_write(read: &RemoteIndex, edits: &Edits) -> bool {
+    let index = &read.index;
+    let unsure = |path: &RelPath| index.touched_by(path.as_str()).iter().any(|name| read.fresh.contains_key(name));
     !edits.changed.is_empty()
-        || read.was_scrubbed()
-        || (read.layout() == Layout::Shards
-            && (!edits.applied.is_empty() || read.parts().values().any(|part| !part.listed)))
+        || index.was_scrubbed()
+        || (index.layout() == Layout::Shards
+            && (index.parts().values().any(|part| !part.listed) || edits.applied.iter().any(unsure)))
 }
 
 /// New files of ours whose name is that of a directory by now, because of what others put below it: both cannot be shown.

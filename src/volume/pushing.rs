@@ -298,7 +298,14 @@ impl Volume {
                     Some(row) => {
                         // What was written since waits from now on, and the bytes it began with are replaced.
                         inner.stamps.remove(path);
+                        let copied = |old: &Version| {
+                            settled.copied.as_ref().is_some_and(|from| from.key == old.key && from.entry == old.entry)
+                        };
                         let delta = match row.delta {
+                            // The bytes lie under this name now; where they were, there may be others.
+                            Delta::Put { origin: Some(old), suspect } if copied(&old) => {
+                                Delta::Put { origin: Some(version.clone()), suspect }
+                            }
                             Delta::Put { origin: Some(old), .. } if old.key == path && !same_object(&old, version) => {
                                 Delta::Put { origin: None, suspect: false }
                             }

@@ -3,6 +3,7 @@
 //!
 //! Everything that was started is unmounted and reaped when it is dropped, also when the test fails.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,9 @@ use tempfile::TempDir;
 
 use super::bucket::{Bucket, KINDS, kind};
 use super::server::Server;
+
+const MONOLITH: &str = ".datastore-index.json";
+const META: &str = "_index/_meta.json";
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,15 +32,16 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// One bucket.
+/// One bucket, whose index is one object, or, when the environment has `SWAMP_TEST_LAYOUT=shards`, sharded.
 pub struct Lab {
     bucket: Bucket,
+    sharded: bool,
 }
 
 impl Lab {
     /// One with each kind of bucket.
     pub fn each() -> impl Iterator<Item = Self> {
-        KINDS.iter().map(|kind| Self { bucket: Bucket::new(kind) })
+        KINDS.iter().map(|kind| Self::over(Bucket::new(kind)))
     }
 
     /// One with each kind of server, whose protocol can be made to fail.
@@ -44,19 +49,47 @@ impl Lab {
         Self::each().filter(|lab| lab.bucket.has_server())
     }
 
+    fn over(bucket: Bucket) -> Self {
+        let sharded = std::env::var("SWAMP_TEST_LAYOUT").is_ok_and(|layout| layout == "shards");
+        if sharded {
+            bucket.set(META, r#"{"version":2,"partitions":[],"commitSeq":0}"#);
+        }
+        Self { bucket, sharded }
+    }
+
+    /// The object of the index that has the entries of files at the root.
+    pub fn index_key(&self) -> &'static str {
+        if self.sharded { "_index/_root.json" } else { MONOLITH }
+    }
+
+    /// The objects of the index.
+    fn index_keys(&self) -> Vec<String> {
+        let is_index = |key: &String| match self.sharded {
+            true => key.starts_with("_index/") && key != META,
+            false => key == MONOLITH,
+        };
+        self.keys().into_iter().filter(is_index).collect()
+    }
+
+    /// All keys in order, without those of the index.
+    pub fn data_keys(&self) -> Vec<String> {
+        let is_data = |key: &String| key != MONOLITH && !key.starts_with("_index/");
+        self.keys().into_iter().filter(is_data).collect()
+    }
+
     /// With a server for Google.
     pub fn gcs() -> Self {
-        Self { bucket: Bucket::new(kind("gcs")) }
+        Self::over(Bucket::new(kind("gcs")))
     }
 
     /// With an S3 server.
     pub fn s3() -> Self {
-        Self { bucket: Bucket::new(kind("s3")) }
+        Self::over(Bucket::new(kind("s3")))
     }
 
     /// With a directory.
     pub fn dir() -> Self {
-        Self { bucket: Bucket::new(kind("dir")) }
+        Self::over(Bucket::new(kind("dir")))
     }
 
     /// What kind of bucket it has, for messages.
@@ -105,17 +138,19 @@ impl Lab {
 
     /// The entries of the index in the bucket.
     pub fn entries(&self) -> serde_json::Map<String, Value> {
-        let bytes = self.object(".datastore-index.json").expect("an index");
-        let index: Value = serde_json::from_slice(&bytes).expect("JSON");
-        index["entries"].as_object().expect("entries").clone()
+        let mut entries = serde_json::Map::new();
+        let keys = self.index_keys();
+        assert!(self.sharded || !keys.is_empty(), "there is no index");
+        for key in keys {
+            let index: Value = serde_json::from_slice(&self.object(&key).expect("listed")).expect("JSON");
+            entries.extend(index["entries"].as_object().expect("entries").clone());
+        }
+        entries
     }
 
     /// Places files with entries, as a reference client would have pushed them.
     pub fn seed(&self, files: &[(&str, &[u8])]) {
-        let mut entries = match self.object(".datastore-index.json") {
-            Some(_) => self.entries(),
-            None => serde_json::Map::new(),
-        };
+        let mut entries = if self.index_keys().is_empty() { serde_json::Map::new() } else { self.entries() };
         for (path, bytes) in files {
             self.put_object(path, bytes);
             entries.insert((*path).to_owned(), entry(path, bytes));
@@ -125,8 +160,29 @@ impl Lab {
 
     /// Replaces the entries of the index.
     pub fn write_entries(&self, entries: serde_json::Map<String, Value>) {
+        if self.sharded {
+            return self.write_shards(entries);
+        }
         let index = serde_json::json!({"version": 1, "lastPulled": "2026-01-02T03:04:05.678Z", "entries": entries});
-        self.put_object(".datastore-index.json", index.to_string().as_bytes());
+        self.put_object(MONOLITH, index.to_string().as_bytes());
+    }
+
+    /// As a push of a client that knows shards, without looking at what is there.
+    fn write_shards(&self, entries: serde_json::Map<String, Value>) {
+        let mut shards: BTreeMap<String, serde_json::Map<String, Value>> =
+            self.index_keys().into_iter().map(|key| (key, serde_json::Map::new())).collect();
+        for (path, entry) in entries {
+            let key = format!("_index/{}.json", swamp_mount::datastore::partition::ours(&path));
+            shards.entry(key).or_default().insert(path, entry);
+        }
+        let name = |key: &String| key.trim_start_matches("_index/").trim_end_matches(".json").to_owned();
+        let partitions: Vec<String> = shards.keys().map(name).collect();
+        for (key, entries) in shards {
+            let shard = serde_json::json!({"version": 1, "entries": entries});
+            self.put_object(&key, shard.to_string().as_bytes());
+        }
+        let meta = serde_json::json!({"version": 2, "partitions": partitions, "commitSeq": 1});
+        self.put_object(META, meta.to_string().as_bytes());
     }
 }
 
