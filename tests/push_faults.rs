@@ -40,48 +40,50 @@ fn check(lab: &Lab, what: &str) {
 
 #[test]
 fn a_failing_bucket_fails_no_write_and_heals() {
-    let lab = Lab::s3();
-    seed(&lab);
-    let machine = lab.machine();
-    let mount = machine.mount_with(&["--refresh", "3600", "--flush-after", "1"]);
-    lab.server().inject(Fault::any(Action::Status(503)));
-    change(&mount);
-    let status = eventually("an error in status", || {
-        let status = mount.status();
-        (!status["lastError"].is_null()).then_some(status)
-    });
-    assert_eq!(status["pending"]["files"], 3);
-    assert_eq!(status["pending"]["removals"], 2);
-    assert_eq!(status["pending"]["bytes"], "newchanged".len());
-    assert!(status["lastError"]["message"].as_str().unwrap().contains("503"), "{status}");
-    mount.write("later", "still writable");
-    fs::remove_file(mount.path("later")).unwrap();
-    lab.server().clear_faults();
-    eventually("the push", || {
-        (mount.status()["pending"] == json!({"files":0,"bytes":0,"removals":0,"uploadedBytes":0})).then_some(())
-    });
-    check(&lab, "healed");
-    assert!(mount.status()["lastError"].is_null());
-    assert_eq!(mount.unmount(), 0);
+    for lab in Lab::each_server() {
+        seed(&lab);
+        let machine = lab.machine();
+        let mount = machine.mount_with(&["--refresh", "3600", "--flush-after", "1"]);
+        lab.server().inject(Fault::any(Action::Status(503)));
+        change(&mount);
+        let status = eventually("an error in status", || {
+            let status = mount.status();
+            (!status["lastError"].is_null()).then_some(status)
+        });
+        assert_eq!(status["pending"]["files"], 3);
+        assert_eq!(status["pending"]["removals"], 2);
+        assert_eq!(status["pending"]["bytes"], "newchanged".len());
+        assert!(status["lastError"]["message"].as_str().unwrap().contains("503"), "{status}");
+        mount.write("later", "still writable");
+        fs::remove_file(mount.path("later")).unwrap();
+        lab.server().clear_faults();
+        eventually("the push", || {
+            (mount.status()["pending"] == json!({"files":0,"bytes":0,"removals":0,"uploadedBytes":0})).then_some(())
+        });
+        check(&lab, "healed");
+        assert!(mount.status()["lastError"].is_null());
+        assert_eq!(mount.unmount(), 0);
+    }
 }
 
 #[test]
 fn an_unmount_that_cannot_push_says_so_and_keeps_the_data() {
-    let lab = Lab::s3();
-    seed(&lab);
-    let machine = lab.machine();
-    let mount = machine.mount();
-    change(&mount);
-    lab.server().inject(Fault::any(Action::Status(403)));
-    let path = machine.mountpoint();
-    let output = machine.run(&["unmount", path.to_str().unwrap(), "--timeout", "20"]);
-    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("flush") && text.contains("403"), "{text}");
-    assert_eq!(mount.wait(), Some(3));
-    lab.server().clear_faults();
-    assert!(machine.run(&["flush", &lab.source()]).status.success());
-    check(&lab, "flushed afterwards");
+    for lab in Lab::each_server() {
+        seed(&lab);
+        let machine = lab.machine();
+        let mount = machine.mount();
+        change(&mount);
+        lab.server().inject(Fault::any(Action::Status(403)));
+        let path = machine.mountpoint();
+        let output = machine.run(&["unmount", path.to_str().unwrap(), "--timeout", "20"]);
+        assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("flush") && text.contains("403"), "{text}");
+        assert_eq!(mount.wait(), Some(3));
+        lab.server().clear_faults();
+        assert!(machine.run(&["flush", &lab.source()]).status.success());
+        check(&lab, "flushed afterwards");
+    }
 }
 
 #[test]
@@ -112,22 +114,23 @@ fn one_stuck_upload_holds_up_no_other() {
 
 #[test]
 fn a_file_that_fails_does_not_keep_the_others_from_the_bucket() {
-    let lab = Lab::s3();
-    seed(&lab);
-    let machine = lab.machine();
-    let mount = machine.mount();
-    lab.server().inject(Fault::on("PutObject", Action::Status(400)).key("refused"));
-    mount.write("refused", "refused");
-    change(&mount);
-    let output = mount.flush();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("refused"), "{output:?}");
-    check(&lab, "all but one");
-    assert_eq!(mount.status()["pending"]["files"], 1);
-    lab.server().clear_faults();
-    mount.flushed();
-    assert!(in_bucket(&lab, "refused", b"refused"));
-    assert_eq!(mount.unmount(), 0);
+    for lab in Lab::each_server() {
+        seed(&lab);
+        let machine = lab.machine();
+        let mount = machine.mount();
+        lab.server().inject(Fault::on("PutObject", Action::Status(400)).key("refused"));
+        mount.write("refused", "refused");
+        change(&mount);
+        let output = mount.flush();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("refused"), "{output:?}");
+        check(&lab, "all but one");
+        assert_eq!(mount.status()["pending"]["files"], 1);
+        lab.server().clear_faults();
+        mount.flushed();
+        assert!(in_bucket(&lab, "refused", b"refused"));
+        assert_eq!(mount.unmount(), 0);
+    }
 }
 
 #[test]
@@ -147,87 +150,98 @@ fn answers_that_get_lost_are_no_conflicts() {
     for cached in [false, true] {
         for (operation, key) in points {
             for action in [Action::LoseAnswer, Action::StatusAfterEffect(500)] {
-                let what = format!("{operation} {key} {action:?} (cached: {cached})");
-                let lab = Lab::s3();
-                seed(&lab);
-                let machine = lab.machine();
-                let mount = machine.mount();
-                if cached {
-                    mount.files().iter().for_each(|name| drop(mount.read(name)));
-                }
-                change(&mount);
-                lab.server().inject(Fault::on(operation, action).key(key).times(1));
-                let output = mount.flush();
-                if !output.status.success() {
-                    // An error is honest; what counts is that the next one ends it, without the dead lock's time.
-                    lab.server().set_clock_offset(60);
-                    mount.flushed();
-                }
-                lab.server().set_clock_offset(60);
-                mount.flushed();
-                lab.server().remove(".datastore.lock");
-                check(&lab, &what);
-                assert_eq!(mount.status()["conflicts"], json!([]), "{what}");
-                assert_eq!(mount.unmount(), 0, "{what}");
+                std::thread::scope(|scope| {
+                    for lab in Lab::each_server() {
+                        let fault = Fault::on(operation, action.clone()).key(key).times(1);
+                        let what = format!("{} {operation} {key} {action:?} (cached: {cached})", lab.kind());
+                        scope.spawn(move || lose_an_answer(&lab, cached, fault, &what));
+                    }
+                });
             }
         }
     }
 }
 
+fn lose_an_answer(lab: &Lab, cached: bool, fault: Fault, what: &str) {
+    seed(lab);
+    let machine = lab.machine();
+    let mount = machine.mount();
+    if cached {
+        mount.files().iter().for_each(|name| drop(mount.read(name)));
+    }
+    change(&mount);
+    lab.server().inject(fault);
+    let output = mount.flush();
+    if !output.status.success() {
+        // An error is honest; what counts is that the next one ends it, without the dead lock's time.
+        lab.server().set_clock_offset(60);
+        mount.flushed();
+    }
+    lab.server().set_clock_offset(60);
+    mount.flushed();
+    lab.server().remove(".datastore.lock");
+    check(lab, what);
+    assert_eq!(mount.status()["conflicts"], json!([]), "{what}");
+    assert_eq!(mount.unmount(), 0, "{what}");
+}
+
 #[test]
 fn a_store_that_ignores_conditions_makes_the_mount_read_only_until_the_user_waives_them() {
-    let lab = Lab::s3();
-    seed(&lab);
-    let machine = lab.machine();
-    lab.server().inject(Fault::any(Action::IgnoreConditions));
-    let mount = machine.mount();
-    change(&mount);
-    let before = lab.server().keys();
-    let output = mount.flush();
-    assert_eq!(output.status.code(), Some(1));
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(message.contains("--unsafe-no-conditional-writes"), "{message}");
-    let status = mount.status();
-    assert!(status["readOnlyReason"].as_str().unwrap().contains("condition"), "{status}");
-    assert_eq!(fs::write(mount.path("more"), b"x").unwrap_err().raw_os_error(), Some(libc::EROFS));
-    assert_eq!(mount.read("old"), "changed");
-    assert_eq!(lab.server().keys(), before, "nothing was pushed");
-    assert_eq!(mount.unmount(), 3);
-    let mount = machine.mount_with(&["--unsafe-no-conditional-writes", "--flush-after", "3600", "--refresh", "3600"]);
-    assert_eq!(mount.read("to"), "moved");
-    mount.write("more", "x");
-    fs::remove_file(mount.path("more")).unwrap();
-    mount.flushed();
-    check(&lab, "waived");
-    assert!(machine.log().contains("ignores conditional writes"), "{}", machine.log());
-    assert_eq!(mount.unmount(), 0);
+    for lab in Lab::each_server() {
+        seed(&lab);
+        let machine = lab.machine();
+        lab.server().inject(Fault::any(Action::IgnoreConditions));
+        let mount = machine.mount();
+        change(&mount);
+        let before = lab.server().keys();
+        let output = mount.flush();
+        assert_eq!(output.status.code(), Some(1));
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(message.contains("--unsafe-no-conditional-writes"), "{message}");
+        let status = mount.status();
+        assert!(status["readOnlyReason"].as_str().unwrap().contains("condition"), "{status}");
+        assert_eq!(fs::write(mount.path("more"), b"x").unwrap_err().raw_os_error(), Some(libc::EROFS));
+        assert_eq!(mount.read("old"), "changed");
+        assert_eq!(lab.server().keys(), before, "nothing was pushed");
+        assert_eq!(mount.unmount(), 3);
+        let mount =
+            machine.mount_with(&["--unsafe-no-conditional-writes", "--flush-after", "3600", "--refresh", "3600"]);
+        assert_eq!(mount.read("to"), "moved");
+        mount.write("more", "x");
+        fs::remove_file(mount.path("more")).unwrap();
+        mount.flushed();
+        check(&lab, "waived");
+        assert!(machine.log().contains("ignores conditional writes"), "{}", machine.log());
+        assert_eq!(mount.unmount(), 0);
+    }
 }
 
 #[test]
 fn another_writer_between_read_and_write_back_loses_nothing() {
-    let lab = Lab::s3();
-    seed(&lab);
-    let machine = lab.machine();
-    let mount = machine.mount();
-    change(&mount);
-    let gate = Gate::default();
-    lab.server().inject(Fault::on("PutObject", Action::Hold(gate.clone())).key(lab.index_key()).times(1));
-    std::thread::scope(|scope| {
-        let flush = scope.spawn(|| mount.flushed());
-        gate.arrived_blocking(1);
-        // A reference client without the lock: another file, and a plain write of its index.
-        lab.seed(&[("theirs", b"their bytes")]);
-        gate.open();
-        flush.join().unwrap();
-    });
-    assert!(in_bucket(&lab, "theirs", b"their bytes"));
-    lab.server().remove("theirs");
-    let mut entries = lab.entries();
-    entries.remove("theirs");
-    lab.write_entries(entries);
-    check(&lab, "ours");
-    assert_eq!(mount.read("new"), "new");
-    assert_eq!(mount.unmount(), 0);
+    for lab in Lab::each_server() {
+        seed(&lab);
+        let machine = lab.machine();
+        let mount = machine.mount();
+        change(&mount);
+        let gate = Gate::default();
+        lab.server().inject(Fault::on("PutObject", Action::Hold(gate.clone())).key(lab.index_key()).times(1));
+        std::thread::scope(|scope| {
+            let flush = scope.spawn(|| mount.flushed());
+            gate.arrived_blocking(1);
+            // A reference client without the lock: another file, and a plain write of its index.
+            lab.seed(&[("theirs", b"their bytes")]);
+            gate.open();
+            flush.join().unwrap();
+        });
+        assert!(in_bucket(&lab, "theirs", b"their bytes"));
+        lab.server().remove("theirs");
+        let mut entries = lab.entries();
+        entries.remove("theirs");
+        lab.write_entries(entries);
+        check(&lab, "ours");
+        assert_eq!(mount.read("new"), "new");
+        assert_eq!(mount.unmount(), 0);
+    }
 }
 
 #[test]

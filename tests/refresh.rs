@@ -24,7 +24,7 @@ fn remove(lab: &Lab, paths: &[&str]) {
     paths.iter().for_each(|path| drop(entries.remove(*path)));
     lab.write_entries(entries);
     for path in paths {
-        lab.server().remove(path);
+        lab.remove_object(path);
     }
 }
 
@@ -55,62 +55,63 @@ fn last_error(mount: &Mount<'_>) -> String {
 
 #[test]
 fn files_that_others_add_change_and_remove_appear_exactly() {
-    let lab = Lab::s3();
-    lab.seed(&[
-        ("keep", b"keep"),
-        ("grow", b"old"),
-        ("same-size", b"AAAA"),
-        ("dir/gone", b"gone"),
-        ("dir/stays", b"stays"),
-        ("lonely/deep/file", b"x"),
-        ("turns-into-dir", b"file"),
-        ("turns-into-file/a", b"dir"),
-    ]);
-    let machine = lab.machine();
-    let mount = machine.mount_with(&OPTIONS);
-    // Everything into the kernel's caches: names, attributes, pages, and that names are absent.
-    mount.files().iter().for_each(|path| drop(mount.read(path)));
-    for absent in ["new", "dir/new", "new-dir", "new-dir/sub/file", "turns-into-dir/inside"] {
-        assert!(!exists(&mount.path(absent)), "{absent}");
-    }
-    let kept = std::fs::metadata(mount.path("keep")).unwrap().ino();
+    for lab in Lab::each() {
+        lab.seed(&[
+            ("keep", b"keep"),
+            ("grow", b"old"),
+            ("same-size", b"AAAA"),
+            ("dir/gone", b"gone"),
+            ("dir/stays", b"stays"),
+            ("lonely/deep/file", b"x"),
+            ("turns-into-dir", b"file"),
+            ("turns-into-file/a", b"dir"),
+        ]);
+        let machine = lab.machine();
+        let mount = machine.mount_with(&OPTIONS);
+        // Everything into the kernel's caches: names, attributes, pages, and that names are absent.
+        mount.files().iter().for_each(|path| drop(mount.read(path)));
+        for absent in ["new", "dir/new", "new-dir", "new-dir/sub/file", "turns-into-dir/inside"] {
+            assert!(!exists(&mount.path(absent)), "{absent}");
+        }
+        let kept = std::fs::metadata(mount.path("keep")).unwrap().ino();
 
-    lab.seed(&[
-        ("new", b"new"),
-        ("dir/new", b"new in dir"),
-        ("new-dir/sub/file", b"deep"),
-        ("grow", b"old and new"),
-        ("same-size", b"BBBB"),
-        ("turns-into-dir/inside", b"inside"),
-        ("turns-into-file", b"file now"),
-    ]);
-    remove(&lab, &["dir/gone", "lonely/deep/file", "turns-into-dir", "turns-into-file/a"]);
+        lab.seed(&[
+            ("new", b"new"),
+            ("dir/new", b"new in dir"),
+            ("new-dir/sub/file", b"deep"),
+            ("grow", b"old and new"),
+            ("same-size", b"BBBB"),
+            ("turns-into-dir/inside", b"inside"),
+            ("turns-into-file", b"file now"),
+        ]);
+        remove(&lab, &["dir/gone", "lonely/deep/file", "turns-into-dir", "turns-into-file/a"]);
 
-    eventually("the last change", || {
-        (!exists(&mount.path("lonely")) && exists(&mount.path("turns-into-dir/inside"))).then_some(())
-    });
-    let expected = [
-        ("dir/new", "new in dir"),
-        ("dir/stays", "stays"),
-        ("grow", "old and new"),
-        ("keep", "keep"),
-        ("new", "new"),
-        ("new-dir/sub/file", "deep"),
-        ("same-size", "BBBB"),
-        ("turns-into-dir/inside", "inside"),
-        ("turns-into-file", "file now"),
-    ];
-    // By name first, so that no listing refreshes what lookups show.
-    for (path, text) in expected {
-        let size =
-            eventually(path, || std::fs::metadata(mount.path(path)).ok().filter(|m| m.len() == text.len() as u64));
-        assert!(size.is_file());
-        assert_eq!(mount.read(path), text, "{path}");
+        eventually("the last change", || {
+            (!exists(&mount.path("lonely")) && exists(&mount.path("turns-into-dir/inside"))).then_some(())
+        });
+        let expected = [
+            ("dir/new", "new in dir"),
+            ("dir/stays", "stays"),
+            ("grow", "old and new"),
+            ("keep", "keep"),
+            ("new", "new"),
+            ("new-dir/sub/file", "deep"),
+            ("same-size", "BBBB"),
+            ("turns-into-dir/inside", "inside"),
+            ("turns-into-file", "file now"),
+        ];
+        // By name first, so that no listing refreshes what lookups show.
+        for (path, text) in expected {
+            let size =
+                eventually(path, || std::fs::metadata(mount.path(path)).ok().filter(|m| m.len() == text.len() as u64));
+            assert!(size.is_file());
+            assert_eq!(mount.read(path), text, "{path}");
+        }
+        assert!(!exists(&mount.path("dir/gone")));
+        assert_eq!(mount.files(), expected.map(|(path, _)| path));
+        assert_eq!(std::fs::metadata(mount.path("keep")).unwrap().ino(), kept, "an unchanged file is the same file");
+        assert_eq!(mount.status()["hiddenCount"], 0);
     }
-    assert!(!exists(&mount.path("dir/gone")));
-    assert_eq!(mount.files(), expected.map(|(path, _)| path));
-    assert_eq!(std::fs::metadata(mount.path("keep")).unwrap().ino(), kept, "an unchanged file is the same file");
-    assert_eq!(mount.status()["hiddenCount"], 0);
 }
 
 #[test]
@@ -134,27 +135,28 @@ fn a_listing_and_a_missing_name_are_stale_no_longer_than_a_refresh() {
 
 #[test]
 fn open_files_go_on_reading_the_version_that_they_opened() {
-    let lab = Lab::s3();
-    let old: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
-    let new: Vec<u8> = old.iter().map(|byte| !byte).collect();
-    lab.seed(&[("changed", &old), ("removed", &old)]);
-    let machine = lab.machine();
-    let mount = machine.mount_with(&OPTIONS);
-    let files = ["changed", "removed"].map(|name| File::open(mount.path(name)).unwrap());
-    let read = |file: &File| {
-        let mut bytes = vec![0; old.len()];
-        file.read_exact_at(&mut bytes, 0).map(|()| bytes)
-    };
-    assert!(read(&files[0]).unwrap() == old);
-    lab.seed(&[("changed", &new)]);
-    remove(&lab, &["removed"]);
-    eventually("the removal", || (!exists(&mount.path("removed"))).then_some(()));
-    eventually("the change", || (std::fs::read(mount.path("changed")).unwrap() == new).then_some(()));
-    for file in &files {
-        assert!(read(file).unwrap() == old, "the open file is the old one");
-        assert_eq!(file.metadata().unwrap().len(), old.len() as u64);
+    for lab in Lab::each_server() {
+        let old: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+        let new: Vec<u8> = old.iter().map(|byte| !byte).collect();
+        lab.seed(&[("changed", &old), ("removed", &old)]);
+        let machine = lab.machine();
+        let mount = machine.mount_with(&OPTIONS);
+        let files = ["changed", "removed"].map(|name| File::open(mount.path(name)).unwrap());
+        let read = |file: &File| {
+            let mut bytes = vec![0; old.len()];
+            file.read_exact_at(&mut bytes, 0).map(|()| bytes)
+        };
+        assert!(read(&files[0]).unwrap() == old);
+        lab.seed(&[("changed", &new)]);
+        remove(&lab, &["removed"]);
+        eventually("the removal", || (!exists(&mount.path("removed"))).then_some(()));
+        eventually("the change", || (std::fs::read(mount.path("changed")).unwrap() == new).then_some(()));
+        for file in &files {
+            assert!(read(file).unwrap() == old, "the open file is the old one");
+            assert_eq!(file.metadata().unwrap().len(), old.len() as u64);
+        }
+        assert!(std::fs::read(mount.path("changed")).unwrap() == new, "and reading it changes nothing for others");
     }
-    assert!(std::fs::read(mount.path("changed")).unwrap() == new, "and reading it changes nothing for others");
 }
 
 #[test]
@@ -179,18 +181,19 @@ fn only_the_date_of_a_file_changed() {
 
 #[test]
 fn an_unchanged_index_is_not_transferred_again() {
-    let lab = Lab::s3();
-    lab.seed(&[("a", b"a")]);
-    let machine = lab.machine();
-    let mount = machine.mount_with(&OPTIONS);
-    eventually("three unchanged refreshes", || (index_reads(&lab).1 >= 3).then_some(()));
-    assert_eq!(index_reads(&lab).0, 1, "its bytes came once");
-    assert_eq!(mount.unmount(), 0);
-    lab.server().clear_requests();
-    let mount = machine.mount_with(&OPTIONS);
-    eventually("an unchanged index at the next mount", || (index_reads(&lab).1 >= 1).then_some(()));
-    assert_eq!(index_reads(&lab).0, 0, "nor at the next mount");
-    assert_eq!(mount.files(), ["a"]);
+    for lab in Lab::each_server() {
+        lab.seed(&[("a", b"a")]);
+        let machine = lab.machine();
+        let mount = machine.mount_with(&OPTIONS);
+        eventually("three unchanged refreshes", || (index_reads(&lab).1 >= 3).then_some(()));
+        assert_eq!(index_reads(&lab).0, 1, "its bytes came once");
+        assert_eq!(mount.unmount(), 0);
+        lab.server().clear_requests();
+        let mount = machine.mount_with(&OPTIONS);
+        eventually("an unchanged index at the next mount", || (index_reads(&lab).1 >= 1).then_some(()));
+        assert_eq!(index_reads(&lab).0, 0, "nor at the next mount");
+        assert_eq!(mount.files(), ["a"]);
+    }
 }
 
 /// What may happen to the index while it is mounted, how it is undone, and what status says.
@@ -253,24 +256,23 @@ fn an_index_that_cannot_be_read_leaves_the_view_and_stops_pushes_until_it_is_bac
     ];
     std::thread::scope(|scope| {
         for trouble in troubles {
-            scope.spawn(move || survive(&trouble));
+            scope.spawn(move || Lab::each_server().for_each(|lab| survive(&trouble, &lab)));
         }
     });
 }
 
-fn survive(trouble: &Trouble) {
-    let name = trouble.name;
-    let lab = Lab::s3();
+fn survive(trouble: &Trouble, lab: &Lab) {
+    let name = &format!("{} over {}", trouble.name, lab.kind());
     lab.seed(&[("a", b"a"), ("dir/b", b"b")]);
     let machine = lab.machine();
     let mount = machine.mount_with(&OPTIONS);
     assert_eq!(mount.read("a"), "a");
     let index = lab.object(INDEX).unwrap();
-    (trouble.cause)(&lab);
+    (trouble.cause)(lab);
     let broken = lab.object(INDEX);
     let error = eventually(name, || Some(last_error(&mount)).filter(|error| !error.is_empty()));
     assert!(error.contains(trouble.says), "{name}: {error}");
-    refreshed(&lab);
+    refreshed(lab);
     assert_eq!(mount.files(), ["a", "dir/b"], "{name}: the view stays");
     assert_eq!(mount.read("dir/b"), "b", "{name}: and can be read");
     // The view can be written, but nothing is pushed on such a ground.
@@ -286,7 +288,7 @@ fn survive(trouble: &Trouble) {
     let status = mount.status();
     assert_eq!((&status["pending"]["files"], &status["pending"]["removals"]), (&1.into(), &1.into()), "{name}");
 
-    (trouble.heal)(&lab, index);
+    (trouble.heal)(lab, index);
     mount.flushed();
     eventually("the recovery", || last_error(&mount).is_empty().then_some(()));
     let names: Vec<_> = lab.entries().keys().cloned().collect();
@@ -395,53 +397,55 @@ fn kinds_modes_and_targets_change_with_their_entries() {
 
 #[test]
 fn whatever_changes_the_view_is_the_index_by_every_way_of_looking() {
-    let lab = Lab::s3();
-    lab.write_entries(serde_json::Map::new());
-    let machine = lab.machine();
-    let mount = machine.mount_with(&OPTIONS);
-    let names: Vec<String> = ["a", "b", "d/a", "d/b", "d/e/a", "x/y/z/deep", "x/y/b", "x/b"].map(str::to_owned).into();
-    let look = |lab: &Lab| -> Option<()> {
-        // By name, before any listing: what the kernel remembers of names, attributes and pages.
-        let entries = lab.entries();
-        for name in &names {
-            let wanted = entries.get(name).and_then(|_| lab.object(name));
-            let size = std::fs::symlink_metadata(mount.path(name)).ok().map(|meta| meta.len());
-            if size != wanted.as_ref().map(|bytes| bytes.len() as u64) {
-                return None;
-            }
-            if let Some(wanted) = wanted
-                && std::fs::read(mount.path(name)).ok()? != wanted
-            {
-                return None;
-            }
-        }
-        let mut listed: Vec<_> = entries.keys().cloned().collect();
-        listed.sort();
-        (mount.files() == listed).then_some(())
-    };
-    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-    let mut random = |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
-    for round in 0..10 {
-        let mut entries = lab.entries();
-        for name in &names {
-            match random(4) {
-                0 => drop(entries.remove(name)),
-                // Mostly of the same size.
-                1 | 2 => {
-                    let bytes = format!("{name} in round {round} {}", "+".repeat(usize::from(random(4) == 0)));
-                    lab.put_object(name, bytes.as_bytes());
-                    entries.insert(name.clone(), entry(name, bytes.as_bytes()));
+    for lab in Lab::each() {
+        lab.write_entries(serde_json::Map::new());
+        let machine = lab.machine();
+        let mount = machine.mount_with(&OPTIONS);
+        let names: Vec<String> =
+            ["a", "b", "d/a", "d/b", "d/e/a", "x/y/z/deep", "x/y/b", "x/b"].map(str::to_owned).into();
+        let look = |lab: &Lab| -> Option<()> {
+            // By name, before any listing: what the kernel remembers of names, attributes and pages.
+            let entries = lab.entries();
+            for name in &names {
+                let wanted = entries.get(name).and_then(|_| lab.object(name));
+                let size = std::fs::symlink_metadata(mount.path(name)).ok().map(|meta| meta.len());
+                if size != wanted.as_ref().map(|bytes| bytes.len() as u64) {
+                    return None;
                 }
-                _ => {}
+                if let Some(wanted) = wanted
+                    && std::fs::read(mount.path(name)).ok()? != wanted
+                {
+                    return None;
+                }
             }
+            let mut listed: Vec<_> = entries.keys().cloned().collect();
+            listed.sort();
+            (mount.files() == listed).then_some(())
+        };
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed % below
+        };
+        for round in 0..10 {
+            let mut entries = lab.entries();
+            for name in &names {
+                match random(4) {
+                    0 => drop(entries.remove(name)),
+                    // Mostly of the same size.
+                    1 | 2 => {
+                        let bytes = format!("{name} in round {round} {}", "+".repeat(usize::from(random(4) == 0)));
+                        lab.put_object(name, bytes.as_bytes());
+                        entries.insert(name.clone(), entry(name, bytes.as_bytes()));
+                    }
+                    _ => {}
+                }
+            }
+            lab.write_entries(entries);
+            eventually(&format!("round {round}"), || look(&lab));
         }
-        lab.write_entries(entries);
-        eventually(&format!("round {round}"), || look(&lab));
+        assert_eq!(mount.status()["pending"]["files"], 0);
     }
-    assert_eq!(mount.status()["pending"]["files"], 0);
 }
