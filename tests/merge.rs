@@ -105,6 +105,29 @@ async fn a_base_is_found_only_where_the_object_looks_like_the_entry() {
 }
 
 #[tokio::test]
+async fn an_object_that_came_after_the_index_is_no_base_although_it_looks_like_the_entry() {
+    each(async |kind| {
+        let store = HookedStore::new(kind).await;
+        store.set("f", "one");
+        let mut index = Index::empty();
+        index.set(&path("f"), entry("one"));
+        store.set(INDEX_KEY, index.to_bytes());
+        store.age("f", Duration::from_secs(20));
+        store.age(INDEX_KEY, Duration::from_secs(10));
+        let IndexRead::Present(read) = read_index(&*store, None).await.unwrap() else { panic!("no index") };
+        let written_at = read.written_at.map(|at| at.unix_timestamp());
+        assert!(written_at.is_some(), "every store tells when an index was written");
+        let base = head_base(&*store, "f", &entry("one"), written_at).await;
+        assert!(matches!(base, Ok(BaseVersion::Found(_))));
+        // A client that records no hash has uploaded, and not written its index yet.
+        store.set("f", "two");
+        let base = head_base(&*store, "f", &entry("one"), written_at).await;
+        assert!(matches!(base, Ok(BaseVersion::Different(_))));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_object_is_removed_in_the_version_that_was_removed_only() {
     each(async |kind| {
         let store = HookedStore::new(kind).await;

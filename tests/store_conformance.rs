@@ -84,6 +84,21 @@ async fn every_write_changes_the_fingerprint_which_index_and_sidecar_may_record(
 }
 
 #[tokio::test]
+async fn a_dated_read_tells_when_the_object_was_written() {
+    each(async |name, store| {
+        put(&*store, "k", "content").await;
+        let (info, content) = read(&*store, GetRequest::whole("k").dated()).await.unwrap();
+        assert_eq!(content, b"content", "{name}");
+        assert!(info.last_modified.is_some(), "{name}");
+        let head = store.head("k").await.unwrap();
+        assert_eq!((info.last_modified, info.fingerprint), (head.last_modified, head.fingerprint), "{name}");
+        let absent = store.get(GetRequest::whole("absent").dated()).await.err().unwrap();
+        assert_eq!(absent.kind, StoreErrorKind::NotFound, "{name}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_absent_object_is_not_found() {
     each(async |name, store| {
         put(&*store, "dir/file", "x").await;
@@ -204,7 +219,7 @@ async fn conditional_reads_pin_a_version_or_save_the_transfer() {
         let old = put(&*store, "k", "old").await;
         let new = put(&*store, "k", "new").await;
         for range in [None, Some(0..2), Some(1..1)] {
-            let get = |condition| GetRequest { key: "k".to_owned(), range: range.clone(), condition };
+            let get = |condition| GetRequest { range: range.clone(), ..GetRequest::whole("k").with(condition) };
             let pinned = store.get(get(Condition::IfMatch(new.clone()))).await.unwrap();
             assert!(matches!(pinned, Fetched::Object { .. }), "{name}");
             let error = store.get(get(Condition::IfMatch(old.clone()))).await.err().unwrap();

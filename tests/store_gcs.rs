@@ -42,6 +42,28 @@ async fn a_fingerprint_is_the_generation_in_decimal() {
 }
 
 #[tokio::test]
+async fn the_date_of_a_dated_read_is_that_of_the_generation_that_was_read() {
+    let (server, store) = started().await;
+    put(&store, "k", "old").await;
+    let gate = support::gcs_server::Gate::default();
+    server.inject(Fault::on("HeadObject", Action::Hold(gate.clone())).times(1));
+    let (read, ()) = tokio::join!(read(&store, GetRequest::whole("k").dated()), async {
+        gate.arrived(1).await;
+        server.put_object("k", "new");
+        server.set_last_modified("k", time::macros::datetime!(2031-02-03 04:05:06 UTC));
+        gate.open();
+    });
+    let (info, content) = read.unwrap();
+    assert_eq!(content, b"new");
+    assert_eq!(info.last_modified, Some(time::macros::datetime!(2031-02-03 04:05:06 UTC)));
+    let known = info.fingerprint.unwrap();
+    server.clear_requests();
+    let same = store.get(GetRequest::whole("k").dated().with(Condition::IfNoneMatch(known))).await.unwrap();
+    assert!(matches!(same, Fetched::NotModified));
+    assert_eq!(server.requests().len(), 1, "what did not change needs no date");
+}
+
+#[tokio::test]
 async fn what_is_no_generation_matches_no_object_and_is_not_sent() {
     let (server, store) = started().await;
     let real = put(&store, "k", "content").await;
@@ -341,7 +363,7 @@ async fn a_body_that_ends_early_is_an_error_after_the_bytes_that_came() {
     put(&store, "k", content.clone()).await;
     for range in [None, Some(1000..150_000)] {
         server.inject(Fault::on("GetObject", Action::CutBody(70_000)).times(1));
-        let get = GetRequest { key: "k".to_owned(), range: range.clone(), condition: Condition::None };
+        let get = GetRequest { range: range.clone(), ..GetRequest::whole("k") };
         let Fetched::Object { body, .. } = store.get(get.clone()).await.unwrap() else { panic!() };
         assert_eq!(collect(body).await.unwrap_err().kind, StoreErrorKind::Unreachable, "{range:?}");
         assert!(read(&store, get).await.is_ok(), "{range:?}");

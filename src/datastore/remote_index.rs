@@ -119,7 +119,7 @@ pub(super) async fn read_monolith(
     known: Option<&Fingerprint>,
 ) -> Result<IndexRead, DatastoreError> {
     let condition = known.map_or(Condition::None, |known| Condition::IfNoneMatch(known.clone()));
-    let (info, bytes) = match get_bytes(store, GetRequest::whole(INDEX_KEY).with(condition), MAX_INDEX).await {
+    let (info, bytes) = match get_bytes(store, GetRequest::whole(INDEX_KEY).with(condition).dated(), MAX_INDEX).await {
         Ok(Some(present)) => present,
         Ok(None) => return Ok(IndexRead::NotModified),
         Err(error) if error.is_not_found() => return Ok(IndexRead::Missing),

@@ -217,7 +217,7 @@ async fn read_shard(
 ) -> Result<Shard, DatastoreError> {
     let key = key_of(name);
     let condition = known.and_then(|part| part.stamp.fingerprint.clone()).map(Condition::IfNoneMatch);
-    let request = GetRequest::whole(&key).with(condition.unwrap_or(Condition::None));
+    let request = GetRequest::whole(&key).with(condition.unwrap_or(Condition::None)).dated();
     let (info, mut bytes) = match get_bytes(store, request, MAX_SHARD).await {
         Ok(Some(read)) => read,
         Ok(None) => return Ok(Shard::Same),

@@ -101,12 +101,19 @@ pub struct GetRequest {
     pub range: Option<Range<u64>>,
     /// Version pin or change test.
     pub condition: Condition,
+    /// The answer must tell when the object was written, also where that takes another request.
+    pub dated: bool,
 }
 
 impl GetRequest {
     /// The whole object, whatever its version.
     pub fn whole(key: impl Into<String>) -> Self {
-        Self { key: key.into(), range: None, condition: Condition::None }
+        Self { key: key.into(), range: None, condition: Condition::None, dated: false }
+    }
+
+    /// With [`ObjectInfo::last_modified`] in the answer.
+    pub fn dated(self) -> Self {
+        Self { dated: true, ..self }
     }
 
     /// Adds a condition.

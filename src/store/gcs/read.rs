@@ -13,6 +13,9 @@ use crate::store::empty_range;
 use crate::store::retry::{Call, Failure};
 use crate::store::{ByteStream, Condition, Fetched, GetRequest, ObjectInfo, Result, StoreError, StoreErrorKind};
 
+/// How often a dated read is begun anew because the object was replaced before its date was known.
+const DATED_ATTEMPTS: u32 = 5;
+
 impl GcsStore {
     pub(super) async fn get_object(&self, request: GetRequest) -> Result<Fetched> {
         if let Some(range) = &request.range
@@ -20,9 +23,31 @@ impl GcsStore {
         {
             return self.get_nothing(&request, range.start).await;
         }
+        if request.dated { self.get_dated(&request).await } else { self.get_undated(&request).await }
+    }
+
+    async fn get_undated(&self, request: &GetRequest) -> Result<Fetched> {
         let call = Call::harmless("read", &request.key);
-        let request = &request;
         self.policy.run(call, |_| self.get_once(&call, request)).await
+    }
+
+    /// The crate keeps the dates of a read to itself: they are looked up, and must be those of the generation that was read.
+    async fn get_dated(&self, request: &GetRequest) -> Result<Fetched> {
+        for _ in 0..DATED_ATTEMPTS {
+            let fetched = self.get_undated(request).await?;
+            let Fetched::Object { mut info, range, body } = fetched else { return Ok(fetched) };
+            match self.head_object(&request.key).await {
+                Ok(now) if now.fingerprint == info.fingerprint => {
+                    info.last_modified = now.last_modified;
+                    return Ok(Fetched::Object { info, range, body });
+                }
+                Ok(_) => {}
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let message = "the object is replaced again and again while it is read";
+        Err(StoreError::new(StoreErrorKind::Server, "read", &request.key, message))
     }
 
     /// An empty range cannot be asked for: HTTP's ranges have at least one byte.
@@ -58,7 +83,7 @@ impl GcsStore {
         let info = ObjectInfo {
             size: u64::try_from(object.size).map_err(|_| senseless("the answer tells no size"))?,
             fingerprint: fingerprint(object.generation),
-            // The answer's headers have both, but the crate does not hand them out.
+            // The answer's headers have both, but the crate does not hand them out (see `get_dated`).
             last_modified: None,
             server_date: None,
             metadata: object.metadata.into_iter().collect(),
