@@ -117,3 +117,48 @@ fn a_bucket_at_google_wants_credentials_and_says_which() {
     assert!(words.contains("/no/such/key.json") && words.contains("gcloud auth application-default login"), "{words}");
     assert!(lab.server().requests().is_empty());
 }
+
+/// A machine that has nothing: no file, no gcloud, no machine's account.
+#[test]
+fn without_any_credentials_the_error_says_how_to_get_some() {
+    let lab = Lab::gcs();
+    let machine = lab.machine();
+    let home = machine.mountpoint();
+    let adc = home.join(".config/gcloud/application_default_credentials.json");
+    std::fs::create_dir_all(adc.parent().expect("below")).expect("made");
+    for content in [None, Some("garbage"), Some(r#"{"type": "of the future"}"#)] {
+        if let Some(content) = content {
+            std::fs::write(&adc, content).expect("written");
+        }
+        let mut command = machine.command();
+        for name in ["STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"] {
+            command.env_remove(name);
+        }
+        // Names below .invalid never resolve, also where there is a metadata server.
+        command.env("HOME", &home).env("GCE_METADATA_HOST", "metadata.google.internal.invalid");
+        let output = command.args(["verify", "gs://some-bucket"]).output().expect("starts");
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{content:?}: {words}");
+        assert!(words.contains("gcloud auth application-default login"), "{content:?}: {words}");
+        assert!(words.contains("check Google's application default credentials"), "{content:?}: {words}");
+    }
+}
+
+#[test]
+fn an_emulator_is_asked_without_looking_for_credentials() {
+    let (lab, metadata) = (Lab::gcs(), Lab::gcs());
+    lab.seed(&[("a", b"one")]);
+    let machine = lab.machine();
+    let endpoint = lab.server().endpoint();
+    let runs: [(&[&str], &str); 2] = [(&[], &endpoint), (&["--endpoint-url", &endpoint], "http://127.0.0.1:1")];
+    for (options, emulator) in runs {
+        let mut command = machine.command();
+        // Whoever looks for credentials would find these, or ask there.
+        command.env("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/key.json").env("STORAGE_EMULATOR_HOST", emulator);
+        command.env("GCE_METADATA_HOST", metadata.server().endpoint().trim_start_matches("http://"));
+        let output = command.arg("verify").args(options).arg(lab.source()).output().expect("starts");
+        assert!(output.status.success(), "{options:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(lab.server().requests().iter().all(|request| !request.authorized));
+    assert!(metadata.server().requests().is_empty());
+}

@@ -231,6 +231,29 @@ async fn bytes_that_do_not_have_the_checksum_of_the_object_are_refused() {
     assert_eq!(server.count("GetObject", "k"), 3, "perhaps only the way was bad");
 }
 
+#[tokio::test]
+async fn a_store_that_says_it_keeps_other_bytes_is_not_believed() {
+    for (size, crc32c, wrong) in
+        [(7, "AAAAAA==", Some("CRC32C")), (6, CONTENT_CRC32C, Some("6 of 7")), (7, CONTENT_CRC32C, None)]
+    {
+        let (server, store) = started().await;
+        let object = serde_json::json!({"name": "k", "generation": "17", "size": size.to_string(), "crc32c": crc32c});
+        server.inject(Fault::on("PutObject", Action::Answer(200, object.to_string())));
+        let outcome = store.put(request("k", "content", Precondition::None)).await;
+        match wrong {
+            None => assert_eq!(outcome.unwrap().fingerprint.unwrap().as_str(), "17"),
+            Some(words) => {
+                let error = outcome.unwrap_err();
+                assert_eq!(error.kind, StoreErrorKind::Server, "{error}");
+                assert!(error.to_string().contains(words), "{error}");
+            }
+        }
+    }
+}
+
+/// The checksum of the bytes `content` as the interface writes it.
+const CONTENT_CRC32C: &str = "Ya91Mw==";
+
 /// A file that changes after its checksum was taken.
 #[tokio::test]
 async fn content_that_changes_while_it_is_sent_is_not_stored() {
