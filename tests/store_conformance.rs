@@ -2,11 +2,15 @@
 
 mod support;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::join_all;
-use support::stores::{collect, each, list_all, put, read, request};
+use support::bucket::{Bucket, KINDS};
+use support::cloud;
+use support::stores::{collect, each, list_all, put, quick_policy, read, request};
 use swamp_mount::store::{
     Body, Condition, CopySource, Fetched, GetRequest, ListRequest, Precondition, PutRequest, StoreErrorKind,
     UserMetadata,
@@ -391,4 +395,30 @@ async fn a_conditional_delete_removes_only_that_version() {
         store.delete("k", None).await.unwrap();
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_check_of_a_real_bucket_leaves_nothing_behind_when_it_fails() {
+    for kind in KINDS {
+        let bucket = Bucket::new(kind);
+        bucket.set("theirs", "not ours to remove");
+        let store = bucket.connect("run", quick_policy()).await;
+        let checked = cloud::leave_nothing(store, async |store| {
+            for number in 0..5 {
+                put(&*store, &format!("dir/{number}"), "x").await;
+            }
+            panic!("the check fails half-way");
+        });
+        assert!(AssertUnwindSafe(checked).catch_unwind().await.is_err(), "{}", kind.name);
+        assert_eq!(bucket.keys(), ["theirs"], "{}", kind.name);
+    }
+}
+
+/// Not a promise: what scripts/test-cloud runs at its end, however that came.
+#[tokio::test]
+async fn what_an_interrupted_run_left_is_removed() {
+    if let Ok(run) = std::env::var("SWAMP_TEST_CLOUD_SWEEP") {
+        assert!(run.contains("/swamp-mount-test-"), "{run} is not the prefix of a run");
+        cloud::clear(&*cloud::open(&run).await.1).await;
+    }
 }

@@ -12,16 +12,30 @@ use swamp_mount::store::{ListRequest, ObjectStore, RequestPolicy};
 #[cfg(feature = "s3")]
 use swamp_mount::store::{S3Options, S3Store};
 
-/// Opens `s3://BUCKET[/PREFIX]` or `gs://BUCKET[/PREFIX]` with the credentials of the environment, runs the check below a
-/// unique prefix, and removes what it left.
+/// Runs the check below a unique prefix of `s3://BUCKET[/PREFIX]` or `gs://BUCKET[/PREFIX]`.
 pub async fn run(source: &str, check: impl AsyncFn(&str, Arc<dyn ObjectStore>)) {
     let unique = format!("swamp-mount-test-{:016x}", fastrand::u64(..));
-    let source = Source::parse(&format!("{}/{unique}", source.trim_end_matches('/')), None).expect("a source");
+    let (kind, store) = open(&format!("{}/{unique}", source.trim_end_matches('/'))).await;
+    let name = format!("{kind} in the cloud, {}", store.describe());
+    leave_nothing(store, async |store| check(&name, store).await).await;
+}
+
+/// Runs a check and removes what it left, also when it fails.
+pub async fn leave_nothing(store: Arc<dyn ObjectStore>, check: impl AsyncFnOnce(Arc<dyn ObjectStore>)) {
+    let outcome = AssertUnwindSafe(check(store.clone())).catch_unwind().await;
+    clear(&*store).await;
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Opens a source with the credentials of the environment.
+pub async fn open(source: &str) -> (&'static str, Arc<dyn ObjectStore>) {
     let endpoint_url = named("SWAMP_TEST_CLOUD_ENDPOINT");
     // A bucket allows about one write of an object per second, and the promises make many.
     let policy =
         RequestPolicy { timeout: Duration::from_secs(60), attempts: 8, first_backoff: Duration::from_millis(500) };
-    let (kind, store): (_, Arc<dyn ObjectStore>) = match &source {
+    match &Source::parse(source, None).expect("a source") {
         #[cfg(feature = "gcs")]
         Source::Gcs { bucket, prefix } => {
             let project = named("SWAMP_TEST_CLOUD_PROJECT");
@@ -34,12 +48,6 @@ pub async fn run(source: &str, check: impl AsyncFn(&str, Arc<dyn ObjectStore>)) 
             ("s3", Arc::new(S3Store::connect(options).await.unwrap_or_else(|error| panic!("{error}"))))
         }
         other => panic!("{other} is no bucket, or of a kind that this build lacks"),
-    };
-    let name = format!("{kind} in the cloud, {}", store.describe());
-    let outcome = AssertUnwindSafe(check(&name, store.clone())).catch_unwind().await;
-    clear(&*store).await;
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
     }
 }
 
@@ -48,7 +56,7 @@ fn named(variable: &str) -> Option<String> {
 }
 
 /// Deletes everything below the store's prefix.
-async fn clear(store: &dyn ObjectStore) {
+pub async fn clear(store: &dyn ObjectStore) {
     loop {
         let page = store.list(ListRequest::default()).await.unwrap_or_else(|error| panic!("cannot clean up: {error}"));
         if page.objects.is_empty() {
