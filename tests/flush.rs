@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use support::mount::{Lab, Machine, Mount, entry, eventually};
 use support::s3_server::{Action, Fault, Gate};
 
-
 /// Whether the index names exactly these bytes for a file, and the object has them.
 fn in_bucket(lab: &Lab, name: &str, bytes: &[u8]) -> bool {
     lab.object(lab.index_key()).is_some()

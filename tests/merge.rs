@@ -114,8 +114,10 @@ async fn an_object_that_came_after_the_index_is_no_base_although_it_looks_like_t
         store.set(INDEX_KEY, index.to_bytes());
         store.age("f", Duration::from_secs(20));
         store.age(INDEX_KEY, Duration::from_secs(10));
-        let IndexRead::Present(read) = read_index(&*store, None).await.unwrap() else { panic!("no index") };
-        let written_at = read.written_at.map(|at| at.unix_timestamp());
+        let IndexRead::Present(read) = read_index(&*store, None, Seen::Never).await.unwrap() else {
+            panic!("no index")
+        };
+        let written_at = read.index.written_at("f");
         assert!(written_at.is_some(), "every store tells when an index was written");
         let base = head_base(&*store, "f", &entry("one"), written_at).await;
         assert!(matches!(base, Ok(BaseVersion::Found(_))));

@@ -100,7 +100,7 @@ async fn read_existing(
 ) -> Result<Result<IndexRead, Vec<PartName>>, DatastoreError> {
     let known = known.filter(|known| known.layout() == Layout::Shards);
     let mut parts: BTreeMap<PartName, Part> = BTreeMap::new();
-    let mut wanted: Vec<(PartName, bool)> = Vec::new();
+    let mut wanted: Vec<(PartName, bool, Listed)> = Vec::new();
     for (name, object) in existing {
         let listed = meta.partitions.contains(&name);
         if !listed && !partition::is_read_unlisted(&name) {
@@ -113,7 +113,7 @@ async fn read_existing(
             Some(part) => {
                 parts.insert(name, part.clone());
             }
-            None => wanted.push((name, listed)),
+            None => wanted.push((name, listed, object)),
         }
     }
     let unchanged = known.is_some_and(|known| known.meta() == Some(meta) && known.parts().len() == parts.len());
@@ -121,8 +121,8 @@ async fn read_existing(
         return Ok(Ok(IndexRead::NotModified));
     }
     let read: Vec<(PartName, Shard)> = stream::iter(wanted)
-        .map(|(name, listed)| async move {
-            let shard = read_shard(store, &name, listed, None).await?;
+        .map(|(name, listed, object)| async move {
+            let shard = read_shard(store, &name, listed, None, Some(object)).await?;
             Ok::<_, DatastoreError>((name, shard))
         })
         .buffer_unordered(CONCURRENCY)
@@ -174,7 +174,7 @@ pub(super) async fn read_touched(
             // What is not listed was thinned out when it was read, and is looked at as a whole.
             let part = known.parts().get(&name).filter(|part| part.listed && listed);
             async move {
-                let shard = read_shard(store, &name, listed, part).await?;
+                let shard = read_shard(store, &name, listed, part, None).await?;
                 Ok::<_, DatastoreError>((name, shard))
             }
         })
@@ -214,10 +214,12 @@ async fn read_shard(
     name: &PartName,
     listed: bool,
     known: Option<&Part>,
+    object: Option<Listed>,
 ) -> Result<Shard, DatastoreError> {
     let key = key_of(name);
     let condition = known.and_then(|part| part.stamp.fingerprint.clone()).map(Condition::IfNoneMatch);
-    let request = GetRequest::whole(&key).with(condition.unwrap_or(Condition::None)).dated();
+    let mut request = GetRequest::whole(&key).with(condition.unwrap_or(Condition::None));
+    request.dated = object.is_none();
     let (info, mut bytes) = match get_bytes(store, request, MAX_SHARD).await {
         Ok(Some(read)) => read,
         Ok(None) => return Ok(Shard::Same),
@@ -230,7 +232,12 @@ async fn read_shard(
     if !listed && thin_out(store, &mut document).await? {
         bytes = document.to_bytes().into();
     }
-    Ok(Shard::Read(Part::new(name, Arc::new(document), stamp_of(&info), listed), bytes))
+    let mut stamp = stamp_of(&info);
+    if let Some(object) = object.filter(|object| object.fingerprint == info.fingerprint) {
+        // Not every store dates what it sends, and asking for two thousand dates takes its time.
+        stamp.written_at = stamp.written_at.or(object.last_modified.map(time::OffsetDateTime::unix_timestamp));
+    }
+    Ok(Shard::Read(Part::new(name, Arc::new(document), stamp, listed), bytes))
 }
 
 /// Drops the entries whose objects do not exist; `true` when there were any.
