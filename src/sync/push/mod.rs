@@ -21,7 +21,7 @@ use super::{Engine, SyncError};
 use crate::cache::rows::Version;
 use crate::datastore::lock::LockOptions;
 use crate::datastore::{HeldLock, RelPath, Writer, acquire, now_nanos};
-use crate::volume::{Outcome, PlannedRow, PushPlan, PushSelection, Settled};
+use crate::volume::{NewBase, Outcome, PlannedRow, PushPlan, PushSelection, Settled};
 use transfer::{Transferred, Verdict};
 
 /// Rounds of a flush: conflicts and files that were written meanwhile need another one.
@@ -42,6 +42,20 @@ struct Left {
     /// To be done again at once: files written meanwhile, conflicts that got a new name.
     again: usize,
     reasons: Vec<String>,
+}
+
+/// What became of the rows of one round, and the index that says so.
+struct Committed {
+    new: Option<NewBase>,
+    settled: Vec<Settled>,
+}
+
+impl Committed {
+    /// Whether it leaves objects that no entry names.
+    fn leaves_objects(&self) -> bool {
+        let leaves = |one: &Settled| !matches!(one.outcome, Outcome::Put(_)) || one.copied.is_some();
+        self.settled.iter().any(leaves)
+    }
 }
 
 impl Engine {
@@ -121,16 +135,28 @@ impl Engine {
             return Ok(left);
         }
         let lock = acquire(Arc::clone(&self.store), &LockOptions::default()).boxed().await?;
+        let gate = self.index_gate.lock().await;
         let committed = self.commit(&lock, rows, conflicts, state, &mut left).boxed().await;
-        let deleted = match &committed {
-            Ok(()) => self.delete_pending(&lock).boxed().await,
-            Err(_) => Ok(()),
+        let deletes = !plan.deletes.is_empty() || matches!(&committed, Ok(committed) if committed.leaves_objects());
+        // Others may go on as soon as the index is written; only deletions are still to be made under the lock.
+        let lock = if deletes && committed.is_ok() {
+            Some(lock)
+        } else {
+            lock.release().await;
+            None
         };
-        lock.release().await;
-        committed?;
-        if let Err(error) = deleted {
-            left.reasons.push(format!("objects that nothing needs could not be deleted yet: {error}"));
+        let Committed { new, settled } = committed?;
+        let applied = self.apply(new, settled).await;
+        drop(gate);
+        if let Some(lock) = lock {
+            if applied.is_ok()
+                && let Err(error) = self.delete_pending(&lock).boxed().await
+            {
+                left.reasons.push(format!("objects that nothing needs could not be deleted yet: {error}"));
+            }
+            lock.release().await;
         }
+        applied?;
         Ok(left)
     }
 
@@ -155,7 +181,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes the index, then settles the local rows with it.
+    /// Writes the index. The caller takes it into view, under `index_gate`.
     async fn commit(
         &self,
         lock: &HeldLock,
@@ -163,15 +189,14 @@ impl Engine {
         conflicts: Vec<Transferred>,
         state: &mut PushState,
         left: &mut Left,
-    ) -> Result<(), SyncError> {
-        let _gate = self.index_gate.lock().await;
+    ) -> Result<Committed, SyncError> {
         let mut settled: Vec<Settled> = Vec::new();
         for conflict in conflicts {
             settled.extend(self.settle_refused(conflict, left));
         }
         if rows.is_empty() {
             let new = self.read_newer_base().await?;
-            return self.apply(new, settled).await;
+            return Ok(Committed { new, settled });
         }
         let began = Instant::now();
         let base = self.volume.base();
@@ -186,7 +211,7 @@ impl Engine {
         for (row, outcome) in rows.into_iter().zip(committed.outcomes) {
             settled.extend(self.settle_committed(row, outcome, left));
         }
-        self.apply(Some(committed.remote.into()), settled).await
+        Ok(Committed { new: Some(committed.remote.into()), settled })
     }
 
     fn settle_committed(&self, done: Transferred, outcome: RowOutcome, left: &mut Left) -> Option<Settled> {
