@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use swamp_mount::config::{CacheConfig, Environment, Invocation, Source, StoreConfig};
 use swamp_mount::mount::instance::Instance;
@@ -44,14 +43,7 @@ impl Home {
     }
 
     fn store(&self) -> StoreConfig {
-        StoreConfig {
-            source: Source::parse(&self.source(), None).expect("a source"),
-            region: None,
-            project: None,
-            endpoint_url: None,
-            force_path_style: false,
-            request_timeout: Duration::from_secs(30),
-        }
+        StoreConfig::new(Source::parse(&self.source(), None).expect("a source"))
     }
 
     fn cache(&self, given: Option<&Path>) -> CacheConfig {

@@ -65,7 +65,7 @@ async fn a_renewed_lock_never_goes_stale() {
         let first = take(&store, 1).await.unwrap();
         sleep(Duration::from_secs(100)).await;
         first.check().unwrap();
-        assert!(!inspect(&*store).await.unwrap().unwrap().is_stale());
+        assert!(!inspect(&*store, LOCK_KEY).await.unwrap().unwrap().is_stale());
         assert!(matches!(take(&store, 40).await, Err(LockError::Busy { .. })));
         first.check().unwrap();
         first.release().await;
@@ -112,7 +112,7 @@ async fn a_body_that_cannot_be_read_never_goes_stale() {
             store.age(LOCK_KEY, Duration::from_secs(100_000));
             assert!(matches!(take(&store, 100).await, Err(LockError::Busy { .. })), "{body}");
             assert_eq!(store.text(LOCK_KEY).unwrap(), body);
-            assert!(matches!(force_release(&*store, None).await, Ok(ForceReleased::Released(_))));
+            assert!(matches!(force_release(&*store, LOCK_KEY, None).await, Ok(ForceReleased::Released(_))));
             assert!(store.text(LOCK_KEY).is_none());
         }
     })
@@ -217,12 +217,12 @@ async fn a_lost_answer_to_a_renewal_loses_nothing() {
 async fn a_forced_release_takes_only_the_expected_lock() {
     each(async |kind| {
         let store = HookedStore::new(kind).await;
-        assert!(matches!(force_release(&*store, None).await, Ok(ForceReleased::Absent)));
+        assert!(matches!(force_release(&*store, LOCK_KEY, None).await, Ok(ForceReleased::Absent)));
         store.set(LOCK_KEY, foreign(r#""ttlMs":30000,"#));
-        assert!(matches!(force_release(&*store, Some("mine")).await, Err(LockError::NonceDiffers { .. })));
+        assert!(matches!(force_release(&*store, LOCK_KEY, Some("mine")).await, Err(LockError::NonceDiffers { .. })));
         store.before("delete", LOCK_KEY, |store| store.set(LOCK_KEY, foreign(r#""ttlMs":30001,"#)));
-        assert!(matches!(force_release(&*store, Some("theirs")).await, Err(LockError::ChangedMeanwhile)));
-        assert!(matches!(force_release(&*store, Some("theirs")).await, Ok(ForceReleased::Released(_))));
+        assert!(matches!(force_release(&*store, LOCK_KEY, Some("theirs")).await, Err(LockError::ChangedMeanwhile)));
+        assert!(matches!(force_release(&*store, LOCK_KEY, Some("theirs")).await, Ok(ForceReleased::Released(_))));
         assert!(store.text(LOCK_KEY).is_none());
     })
     .await;
@@ -237,7 +237,7 @@ async fn a_store_that_ignores_conditions_is_found_out() {
         store.ignores_conditions.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(!lock.prove_conditions().await.unwrap());
         let dynamic: Arc<dyn ObjectStore> = store.clone();
-        assert_eq!(inspect(&*dynamic).await.unwrap().unwrap().body.unwrap().nonce, lock.nonce());
+        assert_eq!(inspect(&*dynamic, LOCK_KEY).await.unwrap().unwrap().body.unwrap().nonce, lock.nonce());
         lock.release().await;
     })
     .await;

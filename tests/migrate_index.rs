@@ -33,7 +33,7 @@ const FILES: &[&str] = &[
 ];
 
 async fn migrate(store: &Arc<HookedStore>, dry_run: bool) -> Result<Migration, MigrateError> {
-    migrate_index(store.clone(), &LockOptions::default(), dry_run).await
+    migrate_index(&Datastore::new(store.clone()), &LockOptions::default(), dry_run).await
 }
 
 async fn index(store: &HookedStore) -> Index {

@@ -14,7 +14,7 @@ use super::{CacheError, Result};
 use crate::datastore::cache_dir::CacheDir;
 use crate::datastore::index::MONOLITH;
 use crate::datastore::sidecar::{Flavour, Sidecar, SidecarRead, Vouched, verify_complete};
-use crate::datastore::{Fresh, Index, Layout, RelPath, now_nanos};
+use crate::datastore::{Fresh, Index, Layout, Namespace, RelPath, now_nanos};
 
 /// From so many entries on the copy of the index is written at the end of a mount only.
 const LARGE_INDEX: usize = 20_000;
@@ -40,12 +40,14 @@ fn failed(operation: &'static str) -> impl FnOnce(std::io::Error) -> CacheError 
 }
 
 impl ReferenceCache {
-    /// Opens `root/cache`, making it when it is missing; its sidecar has the flavour of the store's reference clients.
+    /// Opens `root/cache`, making it when it is missing; its sidecar has the flavour of the store's reference clients, and
+    /// its files lie in the directory of the namespace.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn open(root: &Path, flavour: Flavour) -> Result<Self> {
-        let dir = CacheDir::create(&root.join("cache")).map_err(failed("open"))?;
+    pub fn open(root: &Path, flavour: Flavour, namespace: Option<&Namespace>) -> Result<Self> {
+        let dir = CacheDir::create(&root.join("cache")).and_then(|dir| dir.with_namespace(namespace));
+        let dir = dir.map_err(failed("open"))?;
         if !dir.try_lock().map_err(failed("lock"))? {
             let busy =
                 std::io::Error::new(std::io::ErrorKind::WouldBlock, "a pull or push works in it; wait for its end");

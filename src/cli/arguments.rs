@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{
     CacheConfig, ConfigError, EngineConfig, Environment, Invocation, MountConfig, RequestTimeout, Source, StoreConfig,
-    absolute, parse_request_timeout,
+    absolute, parse_namespace, parse_request_timeout,
 };
 
 const AFTER_HELP: &str = "\
@@ -49,6 +49,8 @@ pub enum Command {
     Lock(LockArgs),
     /// Turn an index of version 1 into shards (version 2), which large buckets need.
     MigrateIndex(MigrateArgs),
+    /// List the namespaces of a bucket.
+    Namespaces(NamespacesArgs),
 }
 
 impl Command {
@@ -60,6 +62,7 @@ impl Command {
             Self::Pull(args) | Self::Push(args) => args.store.verbose,
             Self::Verify(args) => args.store.verbose,
             Self::MigrateIndex(args) => args.store.verbose,
+            Self::Namespaces(args) => args.store.verbose,
             Self::Lock(args) => match &args.action {
                 LockAction::Status { store, .. } | LockAction::Release { store, .. } => store.verbose,
             },
@@ -85,6 +88,9 @@ pub struct StoreArgs {
     /// Work below this prefix of the bucket
     #[arg(long)]
     pub prefix: Option<String>,
+    /// Work in this namespace of the bucket
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
     /// Deadline of one request; SWAMP_S3_REQUEST_TIMEOUT_MS or SWAMP_GCS_… beats it [default: 30]
     #[arg(long, value_name = "SECS", value_parser = parse_request_timeout)]
     pub request_timeout: Option<Duration>,
@@ -110,6 +116,8 @@ impl StoreArgs {
             notice(warning);
         }
         Ok(StoreConfig {
+            namespace: self.namespace.as_deref().map(parse_namespace).transpose()?,
+            repo_id: None,
             endpoint_url: match source {
                 Source::Gcs { .. } => self.endpoint_url.clone().or_else(|| environment.storage_emulator()),
                 Source::S3 { .. } | Source::Dir { .. } => self.endpoint_url.clone(),
@@ -309,6 +317,17 @@ pub struct MigrateArgs {
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct NamespacesArgs {
+    /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
+    pub source: String,
+    /// Write JSON: {"namespaces":[{"namespace","repoId","registeredAt"},…]}
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub store: StoreArgs,
 }

@@ -50,7 +50,7 @@ fn flush_leftover(args: &FlushArgs, environment: &Environment) -> Result<Ended, 
     let cache = CacheConfig::resolve(&store, args.cache_dir.as_deref(), Invocation::User, environment)?;
     let caches = roots_of(cache, environment);
     if caches.is_empty() {
-        output::notice(&format!("nothing is kept on this machine for {}", store.source));
+        output::notice(&format!("nothing is kept on this machine for {store}"));
         return Ok(Ended::Done);
     }
     let engine = EngineConfig {

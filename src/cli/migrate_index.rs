@@ -13,8 +13,8 @@ use crate::sync::migrate::{Migration, migrate_index};
 pub fn run(args: &MigrateArgs, environment: &Environment) -> Result<Ended, MountError> {
     let config = args.store.config(&args.source, environment)?;
     let done = block_on(async {
-        let store = store::open(&config).await?;
-        Ok::<_, MountError>(migrate_index(store, &LockOptions::default(), args.dry_run).await?)
+        let datastore = store::open(&config).await?;
+        Ok::<_, MountError>(migrate_index(&datastore, &LockOptions::default(), args.dry_run).await?)
     })??;
     output::result(&describe(&done, args.dry_run));
     Ok(Ended::Done)

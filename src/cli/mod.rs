@@ -10,6 +10,7 @@ mod helper;
 mod lock;
 mod migrate_index;
 mod mount;
+mod namespaces;
 mod output;
 mod pull;
 mod push;
@@ -73,6 +74,7 @@ fn run(arguments: &[OsString]) -> Result<Ended, MountError> {
         Command::Verify(args) => verify::run(&args, &environment),
         Command::Lock(args) => lock::run(&args, &environment),
         Command::MigrateIndex(args) => migrate_index::run(&args, &environment),
+        Command::Namespaces(args) => namespaces::run(&args, &environment),
     }
 }
 

@@ -30,12 +30,7 @@ pub fn run(parsed: &Parsed, arguments: &[OsString], environment: &Environment) -
     daemon::start(arguments, parsed.invocation, session::log_path(&config), output::notice)?;
     if config.verbosity > 0 {
         let CacheConfig { root, .. } = &config.cache;
-        eprintln!(
-            "mounted {} at {}; local state in {}",
-            config.store.source,
-            config.mountpoint.display(),
-            root.display()
-        );
+        eprintln!("mounted {} at {}; local state in {}", config.store, config.mountpoint.display(), root.display());
     }
     Ok(Ended::Done)
 }

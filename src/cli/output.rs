@@ -1,4 +1,4 @@
-//! What goes to stderr: errors, notices, progress.
+//! What is written: results to stdout; errors, notices and progress to stderr.
 //!
 //! Depends on `sync::status` for what progress is made of. A bar on a terminal; elsewhere a plain line now and then, and
 //! none at all for what takes less than a second.
@@ -9,7 +9,9 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
+use crate::mount::MountError;
 use crate::mount::client::describe_pending;
 use crate::sync::status::Pending;
 
@@ -35,6 +37,12 @@ pub fn result(text: &str) {
     if let Err(error) = written {
         tracing::debug!("cannot write to stdout: {error}");
     }
+}
+
+/// A result as JSON, for machines.
+pub fn json(value: &impl Serialize) -> Result<String, MountError> {
+    let text = serde_json::to_string_pretty(value);
+    text.map(|text| text + "\n").map_err(|e| MountError::Control(format!("cannot write the result as JSON: {e}")))
 }
 
 /// Progress of a transfer.

@@ -10,7 +10,7 @@ use crate::sync::offline::pull;
 
 pub fn run(args: &TransferArgs, environment: &Environment) -> Result<Ended, MountError> {
     let report = transfer::run(args, args.download_concurrency, environment, async |t: transfer::Transfer| {
-        let report = pull(t.store, &t.dir, &t.options, &t.progress).await;
+        let report = pull(&t.datastore, &t.dir, &t.options, &t.progress).await;
         t.progress.finish();
         Ok(report?)
     })?;

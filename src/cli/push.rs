@@ -10,7 +10,7 @@ use crate::sync::offline::push;
 
 pub fn run(args: &TransferArgs, environment: &Environment) -> Result<Ended, MountError> {
     let report = transfer::run(args, args.upload_concurrency, environment, async |t: transfer::Transfer| {
-        let report = push(t.store, &t.dir, &t.options, &t.progress).await;
+        let report = push(&t.datastore, &t.dir, &t.options, &t.progress).await;
         t.progress.finish();
         Ok(report?)
     })?;

@@ -55,11 +55,11 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<Ended, MountE
             let target = target::find(mountpoint, environment)?;
             let Some(known) = &target.running else { return Err(target.nobody()) };
             let status = client::status(&known.record.cache_root).map_err(|e| target.no_answer(&e))?;
-            output::result(&if args.json { json(&status)? } else { describe(&status) });
+            output::result(&if args.json { output::json(&status)? } else { describe(&status) });
         }
         None => {
             let report = all(target::known(environment));
-            output::result(&if args.json { json(&report)? } else { describe_all(&report) });
+            output::result(&if args.json { output::json(&report)? } else { describe_all(&report) });
         }
     }
     Ok(Ended::Done)
@@ -92,11 +92,6 @@ fn all(known: Vec<Known>) -> Report {
         });
     }
     report
-}
-
-fn json(value: &impl Serialize) -> Result<String, MountError> {
-    let text = serde_json::to_string_pretty(value);
-    text.map(|text| text + "\n").map_err(|e| MountError::Control(format!("cannot write the status as JSON: {e}")))
 }
 
 fn describe_all(report: &Report) -> String {
@@ -134,7 +129,8 @@ fn describe(status: &MountStatus) -> String {
         Phase::Flushing => "unmounted, pushing the rest",
     };
     let at = status.mountpoint.as_deref().unwrap_or("no mountpoint");
-    let mut text = format!("{} at {at} (process {}, since {})\n", engine.source, status.pid, status.started);
+    let namespace = engine.namespace.as_ref().map(|name| format!(" (namespace {name})")).unwrap_or_default();
+    let mut text = format!("{}{namespace} at {at} (process {}, since {})\n", engine.source, status.pid, status.started);
     let mut line = |name: &str, value: String| {
         // Writing into a string cannot fail.
         let _always = writeln!(text, "  {name:<11} {value}");

@@ -4,15 +4,14 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::arguments::TransferArgs;
 use super::output;
 use crate::config::{Environment, absolute};
+use crate::datastore::Datastore;
 use crate::mount::{MountError, client, instance, store};
-use crate::store::ObjectStore;
 use crate::sync::offline::{OfflineOptions, Progress};
 use crate::sync::status::Pending;
 
@@ -21,7 +20,7 @@ const SHOWN: usize = 20;
 
 /// An opened source and the directory to bring in line with it.
 pub struct Transfer {
-    pub store: Arc<dyn ObjectStore>,
+    pub datastore: Datastore,
     pub dir: PathBuf,
     pub options: OfflineOptions,
     pub progress: Bar,
@@ -46,8 +45,11 @@ where
         ..OfflineOptions::default()
     };
     block_on(async {
-        let store = store::open(&config).await?;
-        work(Transfer { store, dir, options, progress: Bar::default() }).await
+        let datastore = store::open(&config).await?;
+        if let Some(warning) = store::foreign_owner(&datastore).await {
+            output::notice(&warning);
+        }
+        work(Transfer { datastore, dir, options, progress: Bar::default() }).await
     })?
 }
 

@@ -20,20 +20,25 @@ const SHOWN: usize = 10;
 
 pub fn run(args: &VerifyArgs, environment: &Environment) -> Result<Ended, MountError> {
     let config = args.store.config(&args.source, environment)?;
-    output::result(&format!("source       {}\n", config.source));
+    output::result(&format!("source       {config}\n"));
     if let Some(endpoint) = config.endpoint(environment) {
         output::result(&format!("endpoint     {endpoint}\n"));
     }
     block_on(async {
-        let store = store::open(&config).await?;
-        let latencies = reach(&*store).await?;
+        let datastore = store::open(&config).await?;
+        if let Some(warning) = store::foreign_owner(&datastore).await {
+            output::notice(&warning);
+        }
+        let store = datastore.store();
+        let latencies = reach(&**store).await?;
         output::result("reachable    yes, with these credentials\n");
         output::result(&format!("latency      {}\n", describe(&latencies)));
-        let (index, found) = match read_index(&*store, None, Seen::Never).await? {
+        let (index, found) = match read_index(&**store, None, Seen::Never).await? {
             IndexRead::Present(remote) => (remote.index, "readable"),
-            IndexRead::Missing | IndexRead::NotModified => {
-                (discover(&*store).await?, "missing; made from a listing, as a first mount does")
-            }
+            IndexRead::Missing | IndexRead::NotModified => (
+                discover(&**store, datastore.namespace().is_some()).await?,
+                "missing; made from a listing, as a first mount does",
+            ),
         };
         output::result(&format!("index        {found}\n"));
         report_entries(&index);

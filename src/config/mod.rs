@@ -1,7 +1,8 @@
 //! What a user asked for, as one typed value: sources, store options, mount options, and where local state lives.
 //!
-//! Pure data and pure functions of arguments and environment: depends on nothing else in the crate, makes no request and
-//! keeps no state (the only look at the disk is to make paths canonical and to see which state directory exists).
+//! Pure data and pure functions of arguments and environment: depends on the rules for names of `datastore` and nothing
+//! else in the crate, makes no request and keeps no state (the only look at the disk is to make paths canonical and to see
+//! which state directory exists).
 //! Invariant: a value that exists has been checked; nothing further down needs to doubt a bucket name or a time-out.
 
 mod bucket;
@@ -11,8 +12,11 @@ mod source;
 mod state_dir;
 mod timeout;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use crate::datastore::{Namespace, NamespaceProblem};
 
 pub use bucket::{check_gcs_bucket, check_s3_bucket};
 pub use environment::Environment;
@@ -50,6 +54,14 @@ pub enum ConfigError {
         prefix: String,
         /// The rule.
         reason: &'static str,
+    },
+    /// A namespace that cannot be one.
+    #[error("{name:?} cannot be a namespace: {problem}")]
+    Namespace {
+        /// As it was given.
+        name: String,
+        /// The rule.
+        problem: NamespaceProblem,
     },
     /// Two prefixes.
     #[error(
@@ -105,6 +117,10 @@ pub enum ConfigError {
 pub struct StoreConfig {
     /// Which bucket and prefix.
     pub source: Source,
+    /// Which namespace of it.
+    pub namespace: Option<Namespace>,
+    /// The repository that works there, as its `.swamp.yaml` names it.
+    pub repo_id: Option<String>,
     /// `--region`; else the AWS chain decides.
     pub region: Option<String>,
     /// `--project`: the project that requests to Google are accounted to; else the credentials decide.
@@ -118,11 +134,40 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// What makes two sources the same one: kind, endpoint, bucket or directory, and prefix. Region, credentials and
-    /// path style are ways to reach it and do not count.
+    /// A source with nothing else said about it.
+    pub fn new(source: Source) -> Self {
+        Self {
+            source,
+            namespace: None,
+            repo_id: None,
+            region: None,
+            project: None,
+            endpoint_url: None,
+            force_path_style: false,
+            request_timeout: timeout::DEFAULT,
+        }
+    }
+
+    /// What makes two sources the same one: kind, endpoint, bucket or directory, prefix, and namespace. Region,
+    /// credentials and path style are ways to reach it and do not count.
     pub fn identity(&self, environment: &Environment) -> Result<String, ConfigError> {
         let endpoint = self.endpoint(environment).map(|url| source::canonical_endpoint(&url)).transpose()?;
-        Ok(self.source.identity(endpoint.as_deref()))
+        let identity = self.source.identity(endpoint.as_deref());
+        Ok(match &self.namespace {
+            Some(namespace) => format!("{identity}\nnamespace {namespace}"),
+            None => identity,
+        })
+    }
+
+    /// A short harmless name for directories.
+    fn readable_name(&self) -> String {
+        self.source.readable_name(self.namespace.as_ref().map(Namespace::as_str))
+    }
+
+    /// Bytes before every relative path in an object key.
+    pub fn key_prefix_len(&self) -> usize {
+        let namespace = self.namespace.as_ref().map_or(0, |namespace| namespace.as_str().len() + 1);
+        self.source.key_prefix_len() + namespace
     }
 
     /// The endpoint that requests will go to, when it is not the usual one.
@@ -143,6 +188,9 @@ impl StoreConfig {
         {
             words.extend(["--prefix".to_owned(), prefix.to_owned()]);
         }
+        if let Some(namespace) = &self.namespace {
+            words.extend(["--namespace".to_owned(), namespace.to_string()]);
+        }
         if let Some(region) = &self.region {
             words.extend(["--region".to_owned(), region.clone()]);
         }
@@ -156,6 +204,15 @@ impl StoreConfig {
             words.push("--force-path-style".to_owned());
         }
         words
+    }
+}
+
+impl fmt::Display for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} (namespace {namespace})", self.source),
+            None => self.source.fmt(f),
+        }
     }
 }
 
@@ -253,10 +310,15 @@ impl CacheConfig {
         let identity = store.identity(environment)?;
         let root = match given {
             Some(dir) => absolute(dir)?,
-            None => default_cache_root(&store.source.readable_name(), &identity, invocation, environment)?,
+            None => default_cache_root(&store.readable_name(), &identity, invocation, environment)?,
         };
         Ok(Self { root, given: given.is_some(), identity, registries: registry_dirs(invocation, environment) })
     }
+}
+
+/// Checks the name of a namespace.
+pub fn parse_namespace(text: &str) -> Result<Namespace, ConfigError> {
+    Namespace::parse(text).map_err(|problem| ConfigError::Namespace { name: text.to_owned(), problem })
 }
 
 /// Makes a path absolute and free of `.` and trailing slashes, without touching the disk.

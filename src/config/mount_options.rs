@@ -52,6 +52,7 @@ const VALUES: &[&str] = &[
     "project",
     "endpoint-url",
     "prefix",
+    "namespace",
     "cache-dir",
     "refresh",
     "flush-after",

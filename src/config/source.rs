@@ -113,12 +113,12 @@ impl Source {
     }
 
     /// A short name for directories: bucket or directory name and prefix, reduced to harmless characters.
-    pub fn readable_name(&self) -> String {
+    pub(super) fn readable_name(&self, namespace: Option<&str>) -> String {
         let name = match self {
             Self::S3 { bucket, .. } | Self::Gcs { bucket, .. } => bucket.clone(),
             Self::Dir { path, .. } => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         };
-        let full = format!("{name}-{}", self.prefix());
+        let full = format!("{name}-{}-{}", self.prefix(), namespace.unwrap_or_default());
         let mut readable = String::new();
         for c in full.chars() {
             let c = if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
@@ -298,7 +298,7 @@ mod tests {
             (Source::Dir { path: "/".into(), prefix: String::new() }, "source"),
             (Source::Dir { path: "/x/..hidden dir".into(), prefix: String::new() }, "hidden-dir"),
         ] {
-            assert_eq!(source.readable_name(), name);
+            assert_eq!(source.readable_name(None), name);
         }
     }
 }

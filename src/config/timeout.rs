@@ -13,7 +13,7 @@ pub const GCS_REQUEST_TIMEOUT_ENV: &str = "SWAMP_GCS_REQUEST_TIMEOUT_MS";
 
 const SHORTEST_MS: u64 = 1_000;
 const LONGEST_MS: u64 = 600_000;
-const DEFAULT: Duration = Duration::from_secs(30);
+pub(super) const DEFAULT: Duration = Duration::from_secs(30);
 
 /// A deadline, and what the user should know about where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -46,7 +46,7 @@ pub enum DatastoreError {
     UnreadableMeta(String),
     /// The bucket holds namespaces and nothing else.
     #[error(
-        "this bucket holds only namespaces ({}); choose one with --namespace, or another prefix",
+        "this bucket holds only namespaces ({}): choose one with --namespace NAME",
         .0.join(", ")
     )]
     OnlyNamespaces(Vec<String>),

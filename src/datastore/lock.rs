@@ -114,12 +114,25 @@ impl LockOptions {
     }
 }
 
-/// Takes the lock: waits for its holder, takes over a stale one, and keeps it until it is released.
+/// Takes one lock object (a datastore has one or two: [`Datastore::lock`](super::Datastore::lock)): waits for its holder, takes over a stale one, and keeps it until it is released.
 ///
 /// # Errors
 /// [`LockError::Busy`] names the holder.
 pub async fn acquire(store: Arc<dyn ObjectStore>, options: &LockOptions) -> Result<HeldLock, LockError> {
-    let nonce = uuid::Uuid::new_v4().to_string();
+    acquire_as(store, options, new_nonce()).await
+}
+
+/// What tells one holding of a lock from others.
+pub(super) fn new_nonce() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+/// The same with a nonce of the caller's.
+pub(super) async fn acquire_as(
+    store: Arc<dyn ObjectStore>,
+    options: &LockOptions,
+    nonce: String,
+) -> Result<HeldLock, LockError> {
     let start = Instant::now();
     let mut watched: Option<Watched> = None;
     let mut pause = Duration::from_secs(1);
@@ -234,6 +247,8 @@ pub struct HeldLock {
     standing: Arc<Mutex<Standing>>,
     stop: Arc<Notify>,
     heartbeat: Option<JoinHandle<()>>,
+    /// The lock that was taken before this one, and is released after it.
+    outer: Option<Box<HeldLock>>,
 }
 
 impl std::fmt::Debug for HeldLock {
@@ -252,7 +267,13 @@ impl HeldLock {
         let stop = Arc::new(Notify::new());
         let heartbeat =
             tokio::spawn(heartbeat(store.clone(), options.clone(), nonce.clone(), standing.clone(), stop.clone()));
-        Self { store, options, nonce, standing, stop, heartbeat: Some(heartbeat) }
+        Self { store, options, nonce, standing, stop, heartbeat: Some(heartbeat), outer: None }
+    }
+
+    /// Ties a lock to the one that was taken before it: both vouch, and both are released.
+    pub(super) fn inside(mut self, outer: HeldLock) -> Self {
+        self.outer = Some(Box::new(outer));
+        self
     }
 
     /// Whether we can still vouch for the lock: call it right before every write that it protects.
@@ -260,6 +281,9 @@ impl HeldLock {
     /// # Errors
     /// [`LockError::Lost`] when it is gone, or was not confirmed for its time to live.
     pub fn check(&self) -> Result<(), LockError> {
+        if let Some(outer) = &self.outer {
+            outer.check()?;
+        }
         let standing = locked(&self.standing);
         if let Some(reason) = &standing.lost {
             return Err(LockError::Lost(reason.clone()));
@@ -292,6 +316,14 @@ impl HeldLock {
 
     /// Gives the lock back, as well as that is possible; what fails is logged, and the time to live covers it.
     pub async fn release(mut self) {
+        let outer = self.outer.take();
+        self.release_this().await;
+        if let Some(mut outer) = outer {
+            outer.release_this().await;
+        }
+    }
+
+    async fn release_this(&mut self) {
         self.stop.notify_one();
         if let Some(mut heartbeat) = self.heartbeat.take() {
             // Let a renewal that is on its way end, or it may land on the next holder's lock.
@@ -414,8 +446,8 @@ async fn renew(store: &dyn ObjectStore, options: &LockOptions, nonce: &str) -> B
 ///
 /// # Errors
 /// When it cannot be read; an absent lock is `None`.
-pub async fn inspect(store: &dyn ObjectStore) -> Result<Option<LockStatus>, LockError> {
-    Ok(look(store, LOCK_KEY).await?)
+pub async fn inspect(store: &dyn ObjectStore, key: &str) -> Result<Option<LockStatus>, LockError> {
+    Ok(look(store, key).await?)
 }
 
 /// What a forced release found.
@@ -431,15 +463,19 @@ pub enum ForceReleased {
 ///
 /// # Errors
 /// When it has another nonce, or changes meanwhile.
-pub async fn force_release(store: &dyn ObjectStore, expected_nonce: Option<&str>) -> Result<ForceReleased, LockError> {
-    let Some(status) = look(store, LOCK_KEY).await? else { return Ok(ForceReleased::Absent) };
+pub async fn force_release(
+    store: &dyn ObjectStore,
+    key: &str,
+    expected_nonce: Option<&str>,
+) -> Result<ForceReleased, LockError> {
+    let Some(status) = look(store, key).await? else { return Ok(ForceReleased::Absent) };
     if let Some(expected) = expected_nonce {
         let found = status.body.as_ref().map_or("", |body| &body.nonce);
         if found != expected {
             return Err(LockError::NonceDiffers { expected: expected.to_owned(), found: found.to_owned() });
         }
     }
-    match store.delete(LOCK_KEY, status.fingerprint.as_ref()).await {
+    match store.delete(key, status.fingerprint.as_ref()).await {
         Ok(()) => Ok(ForceReleased::Released(status)),
         Err(error) if error.is_precondition() => Err(LockError::ChangedMeanwhile),
         Err(error) if error.is_not_found() => Ok(ForceReleased::Absent),

@@ -209,20 +209,21 @@ async fn without_meta(store: &dyn ObjectStore) -> Result<WithoutMeta, DatastoreE
 
 /// Builds an index from a listing, for a bucket that was filled before indexes existed, or that is empty.
 ///
+/// `in_namespace`: all of the store belongs to one namespace; otherwise what belongs to namespaces is left out.
 /// Call it only when [`read_index`] said [`IndexRead::Missing`] and no index of this source was ever seen.
 ///
 /// # Errors
 /// [`DatastoreError::OnlyNamespaces`] when there is data, and all of it belongs to namespaces.
-pub async fn discover(store: &dyn ObjectStore) -> Result<Index, DatastoreError> {
+pub async fn discover(store: &dyn ObjectStore, in_namespace: bool) -> Result<Index, DatastoreError> {
     let listed = list_all(store, "").await?;
     let marker = format!("/{NAMESPACE_FILE}");
-    let namespaces: BTreeSet<String> =
-        listed.iter().filter_map(|object| object.key.strip_suffix(&marker)).map(|ns| format!("{ns}/")).collect();
-    let in_namespace = |key: &str| key.match_indices('/').any(|(at, _)| namespaces.contains(&key[..=at]));
+    let marked = listed.iter().filter(|_| !in_namespace).filter_map(|object| object.key.strip_suffix(&marker));
+    let namespaces: BTreeSet<String> = marked.map(|ns| format!("{ns}/")).collect();
+    let of_namespace = |key: &str| key.match_indices('/').any(|(at, _)| namespaces.contains(&key[..=at]));
     let mut index = Index::empty();
     index.set_last_pulled(&timestamp::format_nanos(timestamp::now_nanos()));
     let mut found = false;
-    for object in listed.iter().filter(|o| !is_ignored_by_discovery(&o.key) && !in_namespace(&o.key)) {
+    for object in listed.iter().filter(|o| !is_ignored_by_discovery(&o.key) && !of_namespace(&o.key)) {
         found = true;
         let modified = object.last_modified.map_or_else(timestamp::now_nanos, timestamp::from_store);
         let entry = Entry { size: object.size, last_modified: timestamp::format_nanos(modified), ..Entry::default() };

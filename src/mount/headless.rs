@@ -26,9 +26,9 @@ pub fn flush(
         let mut signals = Signals::listen().map_err(MountError::system("listen to signals"))?;
         let instance = acquire(store_config, cache)?;
         let starting = async {
-            let store = store::open(store_config).await?;
+            let datastore = store::open(store_config).await?;
             let options = super::session::engine_options(instance.root(), store_config, engine_config);
-            Ok::<_, MountError>(Engine::start(options, store).await?)
+            Ok::<_, MountError>(Engine::start(options, datastore).await?)
         };
         let engine = tokio::select! {
             engine = starting => engine?,
@@ -54,7 +54,7 @@ pub fn flush(
 
 /// Takes the cache root, or says who has it.
 pub(super) fn acquire(store_config: &StoreConfig, cache: &CacheConfig) -> Result<Instance, MountError> {
-    held_in_words(Instance::acquire(cache, &store_config.source.to_string(), None))
+    held_in_words(Instance::acquire(cache, &store_config.to_string(), None))
 }
 
 /// Makes "in use" say by whom and what for.

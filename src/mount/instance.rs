@@ -198,7 +198,7 @@ fn describe(source: &str, identity: &str) -> String {
     let fields: Vec<&str> = identity.split('\n').collect();
     match fields.as_slice() {
         ["s3", endpoint, ..] if !endpoint.is_empty() => format!("{source} at {endpoint}"),
-        ["file", _, prefix] if !prefix.is_empty() => format!("{source} with prefix {prefix}"),
+        ["file", _, prefix, ..] if !prefix.is_empty() => format!("{source} with prefix {prefix}"),
         _ => source.to_owned(),
     }
 }

@@ -75,7 +75,7 @@ pub(super) async fn mount(config: &MountConfig, path: &Path, engine: &Arc<Engine
 }
 
 fn session_options(config: &MountConfig) -> fuser::Config {
-    let source_name = config.store.source.to_string();
+    let source_name = config.store.to_string();
     let options = FsOptions { allow_other: config.allow_other, read_only: config.engine.read_only, source_name };
     let mut session = session_config(&options);
     let wanted = [

@@ -60,7 +60,7 @@ impl Registration {
         };
         let record = Record {
             cache_root: root.to_owned(),
-            source: store.source.to_string(),
+            source: store.to_string(),
             identity: cache.identity.clone(),
             mountpoint,
             updated: super::utc_now(),
@@ -156,20 +156,12 @@ mod tests {
     use super::*;
     use crate::config::Source;
     use crate::mount::instance::Instance;
-    use std::time::Duration;
 
     #[test]
     fn running_mounts_and_leftovers_are_listed_and_stale_records_dropped() {
         let dir = tempfile::tempdir().expect("a directory");
         let registries = vec![dir.path().join("registry")];
-        let store = StoreConfig {
-            source: Source::parse("bucket", None).expect("a bucket"),
-            region: None,
-            project: None,
-            endpoint_url: None,
-            force_path_style: false,
-            request_timeout: Duration::from_secs(1),
-        };
+        let store = StoreConfig::new(Source::parse("bucket", None).expect("a bucket"));
         let start = |name: &str| {
             let cache = CacheConfig {
                 root: dir.path().join(name),

@@ -72,7 +72,7 @@ pub(super) fn engine_options(root: &Path, store: &StoreConfig, engine: &EngineCo
         uid: engine.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
         gid: engine.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
         umask: engine.umask,
-        key_prefix_len: store.source.key_prefix_len(),
+        key_prefix_len: store.key_prefix_len(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     }
 }
@@ -104,7 +104,7 @@ async fn serve(config: &MountConfig, reporter: &mut Reporter) -> Result<End, Mou
         mounted.running.end(pushed, registration).await;
         return Err(error);
     }
-    tracing::info!("mounted {} at {} (process {})", config.store.source, mounted.path.display(), std::process::id());
+    tracing::info!("mounted {} at {} (process {})", config.store, mounted.path.display(), std::process::id());
     let pushed = mounted.until_the_end().await;
     let end = mounted.running.end(pushed, registration).await;
     match &end {
@@ -126,7 +126,7 @@ async fn prepare(
     reporter: &mut Reporter,
 ) -> Result<(PathBuf, Instance, Arc<Engine>), MountError> {
     let checked = mountpoint::check(config)?;
-    let source = config.store.source.to_string();
+    let source = config.store.to_string();
     let instance = held_in_words(Instance::acquire(&config.cache, &source, Some(&checked.path)))?;
     if config.foreground && config.log_file.is_none() {
         logging::to_stderr(Voice::Mount, config.verbosity);
@@ -136,8 +136,15 @@ async fn prepare(
     if let Some(notice) = &checked.notice {
         reporter.notice(notice);
     }
-    let store = store::open(&config.store).await?;
-    let engine = Engine::start(engine_options(instance.root(), &config.store, &config.engine), store).await?;
+    let datastore = store::open(&config.store).await?;
+    let options = engine_options(instance.root(), &config.store, &config.engine);
+    let engine = Engine::start(options, datastore.clone()).await?;
+    if engine.status().offline_since.is_none()
+        && let Some(warning) = store::foreign_owner(&datastore).await
+    {
+        tracing::warn!("{warning}");
+        reporter.notice(&warning);
+    }
     Ok((checked.path, instance, engine))
 }
 

@@ -1,20 +1,39 @@
-//! From a configuration to an open store.
+//! From a configuration to an open datastore.
 //!
-//! Depends on `config` and `store`. A build without a kind of store says so.
+//! Depends on `config`, `datastore` and `store`. A build without a kind of store says so.
 
 use std::sync::Arc;
 
 use crate::config::{Source, StoreConfig};
+use crate::datastore::Datastore;
 use crate::store::dir::DirStore;
 use crate::store::{ObjectStore, StoreError};
 
-/// Opens the store of a source. For buckets this makes no request yet.
-pub async fn open(config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreError> {
+/// Opens the datastore of a source. For buckets this makes no request yet.
+pub async fn open(config: &StoreConfig) -> Result<Datastore, StoreError> {
     match &config.source {
-        Source::Dir { path, prefix } => Ok(Arc::new(DirStore::open(path, prefix)?)),
+        Source::Dir { path, prefix } => Ok(datastore(config, DirStore::open(path, prefix)?, DirStore::below)),
         Source::S3 { bucket, prefix } => s3(config, bucket, prefix).await,
         Source::Gcs { bucket, prefix } => gcs(config, bucket, prefix).await,
     }
+}
+
+/// A warning when the namespace belongs to another repository; one whose registration cannot be read gives none.
+pub async fn foreign_owner(datastore: &Datastore) -> Option<String> {
+    match datastore.foreign_owner().await {
+        Ok(warning) => warning,
+        Err(error) => {
+            tracing::info!(%error, "cannot see for whom the namespace is registered");
+            None
+        }
+    }
+}
+
+/// The whole of a store, or its namespace.
+fn datastore<S: ObjectStore>(config: &StoreConfig, bucket: S, below: impl FnOnce(&S, &str) -> S) -> Datastore {
+    let Some(namespace) = &config.namespace else { return Datastore::new(Arc::new(bucket)) };
+    let inside = below(&bucket, namespace.as_str());
+    Datastore::in_namespace(Arc::new(bucket), Arc::new(inside), namespace.clone(), config.repo_id.clone())
 }
 
 #[cfg(any(feature = "s3", feature = "gcs"))]
@@ -23,7 +42,7 @@ fn policy(config: &StoreConfig) -> crate::store::RequestPolicy {
 }
 
 #[cfg(feature = "s3")]
-async fn s3(config: &StoreConfig, bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+async fn s3(config: &StoreConfig, bucket: &str, prefix: &str) -> Result<Datastore, StoreError> {
     let options = crate::store::S3Options {
         region: config.region.clone(),
         endpoint_url: config.endpoint_url.clone(),
@@ -31,27 +50,27 @@ async fn s3(config: &StoreConfig, bucket: &str, prefix: &str) -> Result<Arc<dyn 
         policy: policy(config),
         ..crate::store::S3Options::new(bucket, prefix)
     };
-    Ok(Arc::new(crate::store::S3Store::connect(options).await?))
+    Ok(datastore(config, crate::store::S3Store::connect(options).await?, crate::store::S3Store::below))
 }
 
 #[cfg(feature = "gcs")]
-async fn gcs(config: &StoreConfig, bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+async fn gcs(config: &StoreConfig, bucket: &str, prefix: &str) -> Result<Datastore, StoreError> {
     let options = crate::store::GcsOptions {
         project: config.project.clone(),
         endpoint_url: config.endpoint_url.clone(),
         policy: policy(config),
         ..crate::store::GcsOptions::new(bucket, prefix)
     };
-    Ok(Arc::new(crate::store::GcsStore::connect(options).await?))
+    Ok(datastore(config, crate::store::GcsStore::connect(options).await?, crate::store::GcsStore::below))
 }
 
 #[cfg(not(feature = "s3"))]
-async fn s3(config: &StoreConfig, _: &str, _: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+async fn s3(config: &StoreConfig, _: &str, _: &str) -> Result<Datastore, StoreError> {
     Err(left_out(config, "s3"))
 }
 
 #[cfg(not(feature = "gcs"))]
-async fn gcs(config: &StoreConfig, _: &str, _: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+async fn gcs(config: &StoreConfig, _: &str, _: &str) -> Result<Datastore, StoreError> {
     Err(left_out(config, "gcs"))
 }
 

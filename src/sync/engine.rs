@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::notify::Notifications;
 use super::status::{Pending, Problem, Status, TimedError};
 use super::{FlushError, SyncError};
-use crate::datastore::{Flavour, format_nanos, now_nanos};
+use crate::datastore::{Datastore, Flavour, format_nanos, now_nanos};
 use crate::store::ObjectStore;
 use crate::volume::{Volume, VolumeOptions};
 
@@ -72,6 +72,7 @@ pub(super) struct Journal {
 /// See the module.
 pub struct Engine {
     pub(super) options: EngineOptions,
+    pub(super) datastore: Datastore,
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) volume: Arc<Volume>,
     pub(super) notifications: Notifications,
@@ -96,7 +97,8 @@ impl Engine {
     ///
     /// # Errors
     /// When the state cannot be used, or the bucket answers with an error, or there is neither a bucket nor a base.
-    pub async fn start(options: EngineOptions, store: Arc<dyn ObjectStore>) -> Result<Arc<Self>, SyncError> {
+    pub async fn start(options: EngineOptions, datastore: Datastore) -> Result<Arc<Self>, SyncError> {
+        let store = Arc::clone(datastore.store());
         let volume_options = VolumeOptions {
             root: options.cache_root.clone(),
             uid: options.uid,
@@ -106,6 +108,7 @@ impl Engine {
             read_only: options.read_only,
             host: options.host.clone(),
             flavour: Flavour::of(&*store),
+            namespace: datastore.namespace().cloned(),
             started_at: now_nanos(),
         };
         let volume = tokio::task::spawn_blocking(move || Volume::load(volume_options))
@@ -114,6 +117,7 @@ impl Engine {
         let engine = Arc::new(Self {
             downloads: Arc::new(Semaphore::new(options.download_concurrency.max(1))),
             options,
+            datastore,
             store,
             volume: Arc::new(volume),
             notifications: Notifications::start(),
@@ -240,7 +244,8 @@ impl Engine {
         hidden.truncate(LISTED);
         let journal = self.journal();
         Status {
-            source: self.store.describe(),
+            source: self.datastore.bucket().describe(),
+            namespace: self.datastore.namespace().map(ToString::to_string),
             offline_since: journal.offline_since.map(format_nanos),
             read_only_reason: self.volume.read_only_reason(),
             entries: base.index.len() as u64,

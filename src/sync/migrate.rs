@@ -5,12 +5,11 @@
 //! the one that was split; what another writer put into the monolith at the last moment is merged into the shards. The
 //! monolith stays where it is, stale, as the reference clients leave it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::merge::{Change, Known, Row, commit};
 use crate::datastore::{
-    DatastoreError, HeldLock, Index, IndexRead, Layout, LockOptions, Seen, Writer, acquire, read_index, split_index,
+    Datastore, DatastoreError, HeldLock, Index, IndexRead, Layout, LockOptions, Seen, Writer, read_index, split_index,
 };
 use crate::store::ObjectStore;
 
@@ -54,18 +53,19 @@ pub enum MigrateError {
 /// # Errors
 /// The monolith still counts then, unless the shards already did.
 pub async fn migrate_index(
-    store: Arc<dyn ObjectStore>,
+    datastore: &Datastore,
     options: &LockOptions,
     dry_run: bool,
 ) -> Result<Migration, MigrateError> {
+    let store = &**datastore.store();
     if dry_run {
-        return Ok(match monolith(&*store, None).await? {
+        return Ok(match monolith(store, None).await? {
             Some(index) => described(&index.split()),
-            None => already(&*store).await?,
+            None => already(store).await?,
         });
     }
-    let lock = acquire(Arc::clone(&store), options).await.map_err(DatastoreError::from)?;
-    let migrated = locked(&*store, &lock).await;
+    let lock = datastore.lock(options).await.map_err(DatastoreError::from)?;
+    let migrated = locked(store, &lock).await;
     lock.release().await;
     migrated
 }

@@ -79,7 +79,7 @@ impl Engine {
                 Err(SyncError::IndexVanished { source_name: self.store.describe() })
             }
             IndexRead::Missing => {
-                let index = discover(&*self.store).await?;
+                let index = discover(&*self.store, self.datastore.namespace().is_some()).await?;
                 if base.record.is_some() && same_entries(&index, &base.index) {
                     return Ok(None);
                 }

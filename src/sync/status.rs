@@ -49,6 +49,9 @@ pub struct TimedError {
 pub struct Status {
     /// The source, as users write it.
     pub source: String,
+    /// Its namespace there, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// Since when the bucket does not answer (ISO-8601), if it does not.
     pub offline_since: Option<String>,
     /// Why changes are turned away, if they are.

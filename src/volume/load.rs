@@ -15,7 +15,7 @@ use super::{Result, Volume};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, NodeRow};
 use crate::cache::saved_base::{self, BaseRecord};
 use crate::cache::{ContentId, Contents, StateDb, reference::ReferenceCache};
-use crate::datastore::{Flavour, Index, RelPath, Seen};
+use crate::datastore::{Flavour, Index, Namespace, RelPath, Seen};
 use crate::tree::{Content, Ino, NodeData, Remote, Tree};
 
 /// How a volume is opened.
@@ -37,6 +37,8 @@ pub struct VolumeOptions {
     pub host: String,
     /// Flavour of the sidecar in `cache/`.
     pub flavour: Flavour,
+    /// Namespace whose directory holds the files of `cache/`.
+    pub namespace: Option<Namespace>,
     /// When the mount began, ns since the epoch: the mtime of directories that nobody touched.
     pub started_at: i64,
 }
@@ -49,7 +51,7 @@ impl Volume {
     pub fn load(options: VolumeOptions) -> Result<Self> {
         let db = StateDb::open(&options.root)?;
         let contents = Contents::open(&options.root)?;
-        let reference = ReferenceCache::open(&options.root, options.flavour)?;
+        let reference = ReferenceCache::open(&options.root, options.flavour, options.namespace.as_ref())?;
         let base = load_base(&options, &db)?;
         let loaded = db.load()?;
         let stamp = db.meta("reference")?;

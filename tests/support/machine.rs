@@ -48,11 +48,11 @@ impl Machine {
     }
 
     pub async fn try_pull(&self) -> Result<PullReport, OfflineError> {
-        pull(self.store.clone(), self.root.path(), &Self::options(), &()).await
+        pull(&Datastore::new(self.store.clone()), self.root.path(), &Self::options(), &()).await
     }
 
     pub async fn try_push(&self) -> Result<PushReport, OfflineError> {
-        push(self.store.clone(), self.root.path(), &Self::options(), &()).await
+        push(&Datastore::new(self.store.clone()), self.root.path(), &Self::options(), &()).await
     }
 
     pub async fn pull(&self) -> PullReport {

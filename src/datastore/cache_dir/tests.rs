@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use super::*;
 
 fn path(text: &str) -> RelPath {
@@ -12,7 +14,7 @@ fn cache() -> (tempfile::TempDir, CacheDir) {
 
 fn put(cache: &CacheDir, name: &str, text: &str) -> io::Result<()> {
     let new = cache.new_file(&path(name))?;
-    new.file().write_all_to(text.as_bytes())?;
+    new.file().write_all(text.as_bytes())?;
     set_mtime(new.file(), -1_500_000_001)?;
     cache.place(new, &path(name))
 }
@@ -34,7 +36,7 @@ fn a_file_is_placed_whole_stamped_and_replaced() {
 fn an_unfinished_file_has_no_name_that_counts() {
     let (_guard, cache) = cache();
     let new = cache.new_file(&path("a/b")).unwrap();
-    new.file().write_all_to(b"half").unwrap();
+    new.file().write_all(b"half").unwrap();
     assert!(cache.walk().unwrap().files.is_empty());
     std::fs::write(cache.path().join("_catalog.db-swamp-mount-1-2-3"), "left by a crash").unwrap();
     assert!(cache.walk().unwrap().files.is_empty());

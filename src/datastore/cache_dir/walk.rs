@@ -7,7 +7,8 @@ use std::io;
 use rustix::fs::{self as rfs, AtFlags};
 use rustix::io::Errno;
 
-use super::{CacheDir, FileKind, FileStat, TEMP_PREFIX, in_directory, to_stat};
+use super::beneath::{Beneath, TEMP_PREFIX, in_directory, to_stat};
+use super::{CacheDir, FileKind, FileStat};
 use crate::datastore::names::is_internal;
 use crate::datastore::path::RelPath;
 
@@ -26,6 +27,13 @@ impl CacheDir {
     /// # Errors
     /// When a directory cannot be read: a partial answer would look like deletions.
     pub fn walk(&self) -> io::Result<Walk> {
+        self.files().walk(None)
+    }
+}
+
+impl Beneath {
+    /// The same below this directory, without one of its directories.
+    pub(super) fn walk(&self, without: Option<&str>) -> io::Result<Walk> {
         let mut walk = Walk::default();
         let mut pending: Vec<Option<String>> = vec![None];
         while let Some(parent) = pending.pop() {
@@ -52,6 +60,8 @@ impl CacheDir {
                 } else if is_internal(&path) && (stat.kind != FileKind::Directory || is_internal(&format!("{path}/x")))
                 {
                     // Stays on this machine.
+                } else if stat.kind == FileKind::Directory && without == Some(path.as_str()) {
+                    // Somebody else's.
                 } else if stat.kind == FileKind::Directory {
                     pending.push(Some(path));
                 } else if stat.kind == FileKind::File {

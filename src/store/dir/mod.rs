@@ -54,6 +54,11 @@ impl DirStore {
         Ok(Self { path: root.to_owned(), root: Arc::new(Root::open(root)?), prefix })
     }
 
+    /// The same directory below a further one in it.
+    pub fn below(&self, directory: &str) -> Self {
+        Self { prefix: format!("{}{directory}/", self.prefix), ..self.clone() }
+    }
+
     /// Runs blocking work on a blocking thread.
     async fn blocking<T, F>(&self, operation: &'static str, key: &str, work: F) -> Result<T>
     where

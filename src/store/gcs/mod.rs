@@ -82,6 +82,11 @@ impl GcsStore {
         Ok(Self { data, control, bucket, prefix, policy, resumable_from: RESUMABLE_FROM })
     }
 
+    /// The same bucket, by the same clients, below a further directory.
+    pub fn below(&self, directory: &str) -> Self {
+        Self { prefix: format!("{}{directory}/", self.prefix), ..self.clone() }
+    }
+
     /// With another size from which uploads are resumable. The default is right; tests shrink it.
     pub fn with_resumable_from(mut self, size: u64) -> Self {
         self.resumable_from = size;

@@ -107,6 +107,11 @@ impl S3Store {
         Self::connect_as(options, Some(Credentials::new(access_key, secret_key, None, None, "given"))).await
     }
 
+    /// The same bucket, by the same client, below a further directory.
+    pub fn below(&self, directory: &str) -> Self {
+        Self { prefix: format!("{}{directory}/", self.prefix), ..self.clone() }
+    }
+
     async fn connect_as(options: S3Options, credentials: Option<Credentials>) -> Result<Self> {
         let client = client::build(&options, credentials).await?;
         let prefix = match options.prefix.trim_matches('/') {

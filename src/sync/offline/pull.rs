@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 
@@ -15,7 +14,7 @@ use super::local::{Local, Relation};
 use super::session::{Remote, Session};
 use super::{OfflineError, OfflineOptions, Progress, PullReport, disk};
 use crate::datastore::cache_dir::FileStat;
-use crate::datastore::{Entry, RelPath, timestamp};
+use crate::datastore::{Datastore, Entry, RelPath, timestamp};
 use crate::store::ObjectStore;
 use crate::sync::conflict::conflict_name;
 
@@ -27,24 +26,25 @@ const ATTEMPTS: u32 = 3;
 /// # Errors
 /// [`OfflineError::Batch`] names the files that could not be fetched; the others are there.
 pub async fn pull(
-    store: Arc<dyn ObjectStore>,
+    datastore: &Datastore,
     cache: &Path,
     options: &OfflineOptions,
     progress: &dyn Progress,
 ) -> Result<PullReport, OfflineError> {
+    let store = datastore.store();
     let mut report = PullReport::default();
-    let mut session = Session::open(&*store, cache, true, options)?;
-    let Some(mut remote) = session.read_remote(&*store).await? else {
+    let mut session = Session::open(datastore, cache, true, options)?;
+    let Some(mut remote) = session.read_remote(datastore).await? else {
         return Ok(PullReport { up_to_date: true, clean: true, ..report });
     };
     for attempt in 1..=ATTEMPTS {
-        let failed = pull_towards(&*store, &session, &remote, progress, &mut report).await?;
+        let failed = pull_towards(&**store, &session, &remote, progress, &mut report).await?;
         if failed.is_empty() {
             break;
         }
         // Objects are uploaded before their entries: perhaps the entries have arrived by now.
-        session = reopen(&*store, session, cache, options)?;
-        let fresh = session.read_remote(&*store).await?;
+        session = reopen(datastore, session, cache, options)?;
+        let fresh = session.read_remote(datastore).await?;
         match fresh {
             Some(fresh) if attempt < ATTEMPTS && !fresh.index.is_same_version(&remote.index) => remote = fresh,
             _ => return Err(OfflineError::Batch { operation: "pull", failed }),
@@ -57,14 +57,14 @@ pub async fn pull(
 
 /// Looks at the directory again, as it is after a part of the work.
 fn reopen<'a>(
-    store: &dyn ObjectStore,
+    datastore: &Datastore,
     session: Session<'a>,
     cache: &Path,
     options: &'a OfflineOptions,
 ) -> Result<Session<'a>, OfflineError> {
     let sidecar = session.sidecar.clone();
     drop(session);
-    let mut session = Session::open(store, cache, true, options)?;
+    let mut session = Session::open(datastore, cache, true, options)?;
     // The one that we found first decides the version and the unknown fields of the one that we leave.
     session.sidecar = sidecar;
     Ok(session)
@@ -88,7 +88,6 @@ async fn plan(
 ) -> Result<Plan, OfflineError> {
     let mut plan = Plan::default();
     let old = |path: &RelPath| session.old.as_ref().and_then(|old| old.get(path.as_str()));
-    let here = session.cache.path();
     for (path, entry) in remote.index.entries() {
         let Some(stat) = files.get(path) else {
             plan.fetch.push((path.clone(), entry.clone()));
@@ -96,7 +95,7 @@ async fn plan(
         };
         let mut local = Local::new(&session.cache, path, *stat);
         let relation = local.relation(old(path), Some(entry)).await;
-        match disk(relation, "read", &here.join(path.as_str()))? {
+        match disk(relation, "read", &session.cache.path_of(path))? {
             Relation::Same => match entry.mtime_nanos() {
                 Some(at) if timestamp::format_nanos(at) != local.mtime() => plan.stamp.push((path.clone(), at)),
                 _ => {}
@@ -120,7 +119,7 @@ async fn plan(
         }
         let mut local = Local::new(&session.cache, path, *stat);
         let relation = local.relation(old(path), None).await;
-        match disk(relation, "read", &here.join(path.as_str()))? {
+        match disk(relation, "read", &session.cache.path_of(path))? {
             Relation::StaleRemoved => {
                 plan.remove.push(path.clone());
                 plan.removed_remotely += 1;
@@ -143,8 +142,7 @@ async fn pull_towards(
     report: &mut PullReport,
 ) -> Result<Vec<(String, String)>, OfflineError> {
     let cache = &session.cache;
-    let here = cache.path();
-    let walk = disk(cache.walk(), "look through", here)?;
+    let walk = disk(cache.walk(), "look through", cache.path())?;
     let files: HashMap<RelPath, FileStat> = walk.files.into_iter().collect();
     report.unpushed.clear();
     let plan = plan(session, remote, &files, &mut report.unpushed).await?;
@@ -155,16 +153,16 @@ async fn pull_towards(
     for path in &plan.set_aside {
         let taken = |name: &RelPath| files.contains_key(name) || remote.index.names(name.as_str());
         let name = conflict_name(path, &session.options.host, now, taken);
-        disk(cache.rename_to_free(path, &name), "set aside", &here.join(path.as_str()))?;
+        disk(cache.rename_to_free(path, &name), "set aside", &session.cache.path_of(path))?;
         aside.insert(path.clone(), name);
     }
     for path in &plan.remove {
-        disk(cache.remove_file(path), "remove", &here.join(path.as_str()))?;
+        disk(cache.remove_file(path), "remove", &session.cache.path_of(path))?;
     }
     report.removed += plan.removed_remotely;
     session.store_copy(remote)?;
     for (path, at) in &plan.stamp {
-        disk(cache.set_mtime(path, *at), "stamp", &here.join(path.as_str()))?;
+        disk(cache.set_mtime(path, *at), "stamp", &session.cache.path_of(path))?;
     }
 
     progress.total(plan.fetch.len() as u64, plan.fetch.iter().map(|(_, entry)| entry.size).sum());
@@ -200,7 +198,7 @@ async fn keep_or_drop(
     fetched: &str,
     report: &mut PullReport,
 ) -> Result<(), OfflineError> {
-    let full = session.cache.path().join(name.as_str());
+    let full = session.cache.path_of(name);
     let Some(stat) = disk(session.cache.stat(name), "look at", &full)? else { return Ok(()) };
     let mut ours = Local::new(&session.cache, name, stat);
     if disk(ours.digests().await, "read", &full)?.sha256 == fetched {

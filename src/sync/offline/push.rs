@@ -6,15 +6,13 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::local::{Local, Relation};
 use super::push_plan::{Plan, Put, plan};
 use super::push_upload::{Bases, Uploads, find_bases};
 use super::session::{Remote, Session};
 use super::{OfflineError, OfflineOptions, Progress, PushReport, disk};
-use crate::datastore::{DatastoreError, HeldLock, RelPath, Seen, Writer, acquire};
-use crate::store::ObjectStore;
+use crate::datastore::{Datastore, DatastoreError, HeldLock, RelPath, Seen, Writer};
 use crate::sync::merge::{Change, Committed, Known, Row, RowOutcome, commit};
 use crate::sync::remove_object::{ObjectRemoval, remove_object};
 use crate::sync::upload::Expect;
@@ -27,21 +25,22 @@ const ATTEMPTS: u32 = 4;
 /// # Errors
 /// [`OfflineError::Batch`] names the files that could not be uploaded; the others are in the bucket.
 pub async fn push(
-    store: Arc<dyn ObjectStore>,
+    datastore: &Datastore,
     cache: &Path,
     options: &OfflineOptions,
     progress: &dyn Progress,
 ) -> Result<PushReport, OfflineError> {
-    let session = Session::open(&*store, cache, false, options)?;
+    let store = &**datastore.store();
+    let session = Session::open(datastore, cache, false, options)?;
     let walk = disk(session.cache.walk(), "look through", cache)?;
-    let remote = match session.read_remote(&*store).await? {
+    let remote = match session.read_remote(datastore).await? {
         Some(remote) => remote,
         None => session.trusted_remote().ok_or(DatastoreError::Changed)?,
     };
-    let mut plan = plan(&*store, &session, &remote, walk).await?;
+    let mut plan = plan(store, &session, &remote, walk).await?;
     let mut report = PushReport { skipped: std::mem::take(&mut plan.skipped), ..PushReport::default() };
     let worked = if plan.has_work() || remote.index.was_scrubbed() {
-        work(&store, &session, remote, &plan, progress, &mut report).await?
+        work(datastore, &session, remote, &plan, progress, &mut report).await?
     } else {
         Worked { remote, pushed: HashSet::new(), failed: Vec::new() }
     };
@@ -53,7 +52,7 @@ pub async fn push(
 
 /// Everything that writes to the bucket.
 async fn work(
-    store: &Arc<dyn ObjectStore>,
+    datastore: &Datastore,
     session: &Session<'_>,
     remote: Remote,
     plan: &Plan,
@@ -62,7 +61,7 @@ async fn work(
 ) -> Result<Worked, OfflineError> {
     let options = session.options;
     session.mark_dirty()?;
-    let lock = acquire(store.clone(), &options.lock).await?;
+    let lock = datastore.lock(&options.lock).await?;
     let unconditional = match lock.prove_conditions().await {
         Ok(true) => false,
         Ok(false) if options.unsafe_no_conditional_writes => true,
@@ -79,13 +78,14 @@ async fn work(
         // Contents need no lock, and others need not wait for them.
         lock.release().await;
     }
-    let mut uploads = Uploads { store: &**store, session, progress, unconditional, report, failed: Vec::new() };
+    let mut uploads =
+        Uploads { store: &**datastore.store(), session, progress, unconditional, report, failed: Vec::new() };
     let sent = send_all(&mut uploads, &remote, plan).await;
     let committed = match sent {
         Ok((rows, bases)) => {
             let lock = match held.take() {
                 Some(lock) => lock,
-                None => acquire(store.clone(), &options.lock).await?,
+                None => datastore.lock(&options.lock).await?,
             };
             let committed = publish(&lock, &mut uploads, &remote, rows, &bases).await;
             held = Some(lock);
@@ -185,7 +185,7 @@ fn lost_puts(
         match outcome {
             RowOutcome::Superseded => again.push(uploads.set_aside(&row.path, &committed.remote.index)?),
             RowOutcome::ObjectGone => {
-                let full = uploads.session.cache.path().join(row.path.as_str());
+                let full = uploads.session.cache.path_of(&row.path);
                 if let Some(stat) = disk(uploads.session.cache.stat(&row.path), "look at", &full)? {
                     again.push((Put { path: row.path.clone(), stat, base: None }, Expect::Absent));
                 }
@@ -237,7 +237,7 @@ async fn finish(
         if compared && entry.is_some_and(|entry| local.looks_like(entry)) {
             continue;
         }
-        match disk(local.relation(old, entry).await, "read", &cache.path().join(path.as_str()))? {
+        match disk(local.relation(old, entry).await, "read", &cache.path_of(&path))? {
             Relation::Same => {}
             Relation::Stale | Relation::StaleRemoved => outdated.push(path),
             _ => unpushed = true,
@@ -247,7 +247,7 @@ async fn finish(
         session.mark_lazy()?;
     }
     for path in outdated {
-        disk(cache.remove_file(&path), "remove", &cache.path().join(path.as_str()))?;
+        disk(cache.remove_file(&path), "remove", &cache.path_of(&path))?;
         report.outdated.push(path.to_string());
     }
     report.outdated.sort_unstable();

@@ -9,7 +9,8 @@ use super::local::{Local, Relation};
 use super::session::{Remote, Session};
 use super::{OfflineError, disk};
 use crate::datastore::cache_dir::{FileStat, Walk};
-use crate::datastore::{Entry, Index, RelPath, Sidecar};
+use crate::datastore::sidecar::Marks;
+use crate::datastore::{Entry, Index, RelPath};
 use crate::store::ObjectStore;
 use crate::sync::base::holds_bytes;
 
@@ -55,7 +56,8 @@ pub(super) async fn plan(
 ) -> Result<Plan, OfflineError> {
     let mut plan = Plan { skipped: walk.skipped, ..Plan::default() };
     let files: HashMap<RelPath, FileStat> = walk.files.iter().cloned().collect();
-    plan.removals = removals(session.sidecar.as_ref(), session.old.as_ref(), &remote.index, &files);
+    let marks = marks(session);
+    plan.removals = removals(marks.as_ref(), session.old.as_ref(), &remote.index, &files);
     let removed: HashSet<&str> = plan.removals.iter().map(|(path, _)| path.as_str()).collect();
     let is_kept_file = |path: &str| remote.index.get(path).is_some() && !removed.contains(path);
     let directories: HashSet<&str> = remote
@@ -69,7 +71,7 @@ pub(super) async fn plan(
         let old = session.old.as_ref().and_then(|old| old.get(path.as_str()));
         let entry = remote.index.get(path.as_str());
         let mut local = Local::new(&session.cache, path, *stat);
-        let full = session.cache.path().join(path.as_str());
+        let full = session.cache.path_of(path);
         let put = |base: Option<&Entry>| Put { path: path.clone(), stat: *stat, base: base.cloned() };
         match disk(local.relation(old, entry).await, "read", &full)? {
             // Old versions are dropped at the end, before a newer copy of the index lies beside them.
@@ -107,7 +109,7 @@ pub(super) async fn plan(
 /// Whether the datastore's object has a local file's bytes, whatever the entries say.
 async fn is_same_object(store: &dyn ObjectStore, local: &mut Local<'_>) -> Result<bool, OfflineError> {
     let path = local.path.clone();
-    let full = local.cache.path().join(path.as_str());
+    let full = local.cache.path_of(&path);
     let info = match store.head(path.as_str()).await {
         Ok(info) => info,
         Err(error) if error.is_not_found() => return Ok(false),
@@ -120,15 +122,25 @@ async fn is_same_object(store: &dyn ObjectStore, local: &mut Local<'_>) -> Resul
     Ok(holds_bytes(store, path.as_str(), &info, digests).await?)
 }
 
+/// The sidecar's marks that say what was removed; their paths as the index has them. With a namespace a mark counts only
+/// below its directory: another one may be about something else.
+fn marks(session: &Session<'_>) -> Option<Marks> {
+    let mut marks = session.sidecar.as_ref()?.marks.clone().filter(|marks| !marks.lazy_pull_active)?;
+    if let Some(namespace) = session.cache.namespace() {
+        let inside = marks.dirty_paths.iter().filter_map(|path| namespace.strip(path));
+        marks.dirty_paths = inside.filter(|path| !path.is_empty()).map(str::to_owned).collect();
+    }
+    Some(marks)
+}
+
 /// Entries to remove: marked in the sidecar, absent here, known to our copy of the index, and unchanged in the bucket.
 fn removals(
-    sidecar: Option<&Sidecar>,
+    marks: Option<&Marks>,
     old: Option<&Index>,
     remote: &Index,
     files: &HashMap<RelPath, FileStat>,
 ) -> Vec<(RelPath, Entry)> {
-    let (Some(sidecar), Some(old)) = (sidecar, old) else { return Vec::new() };
-    let Some(marks) = sidecar.marks.as_ref().filter(|marks| !marks.lazy_pull_active) else { return Vec::new() };
+    let (Some(marks), Some(old)) = (marks, old) else { return Vec::new() };
     if marks.dirty_paths.is_empty() && !marks.dirty_paths_overflowed {
         return Vec::new();
     }

@@ -123,7 +123,7 @@ impl Uploads<'_> {
     /// Gives our version another name, under which it is a new file.
     pub fn set_aside(&mut self, path: &RelPath, known: &Index) -> Result<(Put, Expect), OfflineError> {
         let cache = &self.session.cache;
-        let full = cache.path().join(path.as_str());
+        let full = cache.path_of(path);
         // The name is about to be missing here.
         self.session.mark_lazy()?;
         let taken =

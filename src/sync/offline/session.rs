@@ -8,10 +8,9 @@ use std::path::Path;
 use super::{OfflineError, OfflineOptions, disk};
 use crate::datastore::index::MONOLITH;
 use crate::datastore::{
-    CacheDir, DatastoreError, Flavour, Fresh, Index, IndexRead, Layout, RemoteIndex, Seen, Sidecar, Vouched,
+    CacheDir, Datastore, DatastoreError, Flavour, Fresh, Index, IndexRead, Layout, RemoteIndex, Seen, Sidecar, Vouched,
     current_digest, discover, read_index, timestamp, verify_complete,
 };
-use crate::store::ObjectStore;
 use crate::sync::merge::Known;
 
 /// The index that a run works towards.
@@ -54,13 +53,14 @@ pub(super) struct Session<'a> {
 impl<'a> Session<'a> {
     /// Opens (for a pull: makes) the directory and takes it.
     pub fn open(
-        store: &dyn ObjectStore,
+        datastore: &Datastore,
         path: &Path,
         create: bool,
         options: &'a OfflineOptions,
     ) -> Result<Self, OfflineError> {
-        let flavour = Flavour::of(store);
+        let flavour = Flavour::of(&**datastore.store());
         let cache = if create { CacheDir::create(path) } else { CacheDir::open(path) };
+        let cache = cache.and_then(|cache| cache.with_namespace(datastore.namespace()));
         let cache = disk(cache, "open the cache directory", path)?;
         if !disk(cache.try_lock(), "lock the cache directory", path)? {
             return Err(OfflineError::Busy(path.to_owned()));
@@ -75,7 +75,30 @@ impl<'a> Session<'a> {
         }
         let sidecar = Sidecar::read(&cache, flavour).sidecar().cloned();
         let trusted = sidecar.as_ref().and_then(|sidecar| sidecar.trusted(written));
-        Ok(Self { cache, sidecar, old, options, flavour, trusted, pushing: !create })
+        let mut session = Self { cache, sidecar, old, options, flavour, trusted, pushing: !create };
+        session.take_over_earlier_layout()?;
+        Ok(session)
+    }
+
+    /// Moves the files of a namespace that an earlier client left at the root to where they belong now.
+    fn take_over_earlier_layout(&mut self) -> Result<(), OfflineError> {
+        let Some(old) = &self.old else { return Ok(()) };
+        let path = self.cache.path();
+        let files = disk(self.cache.files_of_earlier_layout(old), "look through", path)?;
+        if files.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(files = files.len(), "moving files from the cache's root into the directory of the namespace");
+        // Whoever looks at one of the two places meanwhile must not find files deleted.
+        self.mark_lazy()?;
+        self.trusted = None;
+        for file in files {
+            let full = path.join(file.as_str());
+            if !disk(self.cache.move_from_earlier_layout(&file), "move", &full)? {
+                tracing::warn!(file = %full.display(), "left at the cache's root: the namespace has another file of that name");
+            }
+        }
+        Ok(())
     }
 
     /// Whether the sidecar promises a complete cache with nothing unpushed.
@@ -84,7 +107,8 @@ impl<'a> Session<'a> {
     }
 
     /// Reads the index; `None` when it is the one that the sidecar vouches for.
-    pub async fn read_remote(&self, store: &dyn ObjectStore) -> Result<Option<Remote>, OfflineError> {
+    pub async fn read_remote(&self, datastore: &Datastore) -> Result<Option<Remote>, OfflineError> {
+        let store = &**datastore.store();
         let seen = match (&self.old, &self.sidecar) {
             (None, _) => Seen::Never,
             (Some(_), Some(sidecar)) if sidecar.knows_shards() => Seen::Index(Layout::Shards),
@@ -104,9 +128,11 @@ impl<'a> Session<'a> {
             IndexRead::NotModified => Ok(None),
             IndexRead::Present(read) => Ok(Some(read.into())),
             IndexRead::Missing if self.old.is_some() => Err(DatastoreError::IndexVanished.into()),
-            IndexRead::Missing => {
-                Ok(Some(Remote { index: discover(store).await?, fresh: Fresh::new(), published: false }))
-            }
+            IndexRead::Missing => Ok(Some(Remote {
+                index: discover(store, datastore.namespace().is_some()).await?,
+                fresh: Fresh::new(),
+                published: false,
+            })),
         }
     }
 

@@ -20,7 +20,7 @@ use super::merge::{self, Change, Known, Row, RowOutcome};
 use super::{Engine, SyncError};
 use crate::cache::rows::Version;
 use crate::datastore::lock::LockOptions;
-use crate::datastore::{HeldLock, RelPath, Writer, acquire, now_nanos};
+use crate::datastore::{HeldLock, RelPath, Writer, now_nanos};
 use crate::volume::{NewBase, Outcome, PlannedRow, PushPlan, PushSelection, Settled};
 use transfer::{Transferred, Verdict};
 
@@ -134,7 +134,7 @@ impl Engine {
         if rows.is_empty() && conflicts.is_empty() && plan.deletes.is_empty() {
             return Ok(left);
         }
-        let lock = acquire(Arc::clone(&self.store), &LockOptions::default()).boxed().await?;
+        let lock = self.datastore.lock(&LockOptions::default()).boxed().await?;
         let gate = self.index_gate.lock().await;
         let committed = self.commit(&lock, rows, conflicts, state, &mut left).boxed().await;
         let deletes = !plan.deletes.is_empty() || matches!(&committed, Ok(committed) if committed.leaves_objects());
@@ -165,7 +165,7 @@ impl Engine {
         if state.conditions_proven {
             return Ok(());
         }
-        let lock = acquire(Arc::clone(&self.store), &LockOptions::default()).boxed().await?;
+        let lock = self.datastore.lock(&LockOptions::default()).boxed().await?;
         let proven = lock.prove_conditions().boxed().await;
         lock.release().await;
         if !proven? {
