@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{
-    CacheConfig, ConfigError, EngineConfig, Environment, Invocation, MountConfig, RequestTimeout, Source, StoreConfig,
-    absolute, parse_namespace, parse_request_timeout,
-};
+use super::store_args::{Chosen, StoreArgs};
+use crate::config::{CacheConfig, ConfigError, EngineConfig, Environment, Invocation, MountConfig, absolute, agree};
 
 const AFTER_HELP: &str = "\
 SOURCE is BUCKET or s3://BUCKET[/PREFIX] for S3, gs://BUCKET[/PREFIX] for Google Cloud Storage, or file:///DIR for a
 directory that plays the bucket. A bucket that is named like a command is written with its scheme, as in s3://status.
+With --repo DIR the repository's .swamp.yaml (or SWAMP_DATASTORE) says what SOURCE is, here and in every command.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 unmounted but some data is not in the bucket yet.";
 
@@ -23,7 +22,9 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 unmounted but some data is not in the b
 #[derive(Parser, Debug)]
 #[command(name = "swamp-mount", version, after_help = AFTER_HELP, args_override_self = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
-#[command(override_usage = "swamp-mount [OPTIONS] SOURCE MOUNTPOINT\n       swamp-mount <COMMAND>")]
+#[command(
+    override_usage = "swamp-mount [OPTIONS] SOURCE MOUNTPOINT\n       swamp-mount [OPTIONS] --repo DIR [MOUNTPOINT]\n       swamp-mount <COMMAND>"
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -70,67 +71,6 @@ impl Command {
     }
 }
 
-/// How to reach a store.
-#[derive(Args, Debug, Clone)]
-pub struct StoreArgs {
-    /// Region of the bucket (else as the AWS tools find it)
-    #[arg(long)]
-    pub region: Option<String>,
-    /// Project that requests to gs:// are accounted to (else as the credentials say)
-    #[arg(long)]
-    pub project: Option<String>,
-    /// URL of an S3-compatible service (else as the AWS tools find it), or of an emulator of gs:// (nothing is signed then)
-    #[arg(long, value_name = "URL")]
-    pub endpoint_url: Option<String>,
-    /// Put the bucket into the path of requests, not into the host name
-    #[arg(long)]
-    pub force_path_style: bool,
-    /// Work below this prefix of the bucket
-    #[arg(long)]
-    pub prefix: Option<String>,
-    /// Work in this namespace of the bucket
-    #[arg(long, value_name = "NAME")]
-    pub namespace: Option<String>,
-    /// Deadline of one request; SWAMP_S3_REQUEST_TIMEOUT_MS or SWAMP_GCS_… beats it [default: 30]
-    #[arg(long, value_name = "SECS", value_parser = parse_request_timeout)]
-    pub request_timeout: Option<Duration>,
-    /// Say more; twice: everything
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    pub verbose: u8,
-}
-
-impl StoreArgs {
-    pub fn config(&self, source: &str, environment: &Environment) -> Result<StoreConfig, ConfigError> {
-        self.config_with(source, environment, super::output::notice)
-    }
-
-    fn config_with(
-        &self,
-        source: &str,
-        environment: &Environment,
-        notice: impl Fn(&str),
-    ) -> Result<StoreConfig, ConfigError> {
-        let source = Source::parse(source, self.prefix.as_deref())?;
-        let timeout = RequestTimeout::resolve(&source, self.request_timeout, environment);
-        if let Some(warning) = &timeout.warning {
-            notice(warning);
-        }
-        Ok(StoreConfig {
-            namespace: self.namespace.as_deref().map(parse_namespace).transpose()?,
-            repo_id: None,
-            endpoint_url: match source {
-                Source::Gcs { .. } => self.endpoint_url.clone().or_else(|| environment.storage_emulator()),
-                Source::S3 { .. } | Source::Dir { .. } => self.endpoint_url.clone(),
-            },
-            source,
-            region: self.region.clone(),
-            project: self.project.clone(),
-            force_path_style: self.force_path_style,
-            request_timeout: timeout.duration,
-        })
-    }
-}
-
 /// What fsync waits for.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sync {
@@ -143,11 +83,11 @@ pub enum Sync {
 #[derive(Args, Debug)]
 pub struct MountArgs {
     /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
-    #[arg(required = true)]
+    #[arg(required_unless_present = "repo")]
     pub source: Option<String>,
-    /// An empty directory
-    #[arg(required = true)]
-    pub mountpoint: Option<PathBuf>,
+    /// An empty directory [default with --repo: DIR/.data, made if it is missing]
+    #[arg(required_unless_present = "repo")]
+    mountpoint: Option<PathBuf>,
     #[command(flatten)]
     pub store: StoreArgs,
     /// Where local state lives [default: a directory per source under $XDG_STATE_HOME/swamp-mount]
@@ -186,12 +126,12 @@ pub struct MountArgs {
     /// Permission bits to take away (octal)
     #[arg(long, default_value = "022", value_parser = octal)]
     pub umask: u32,
-    /// Uploads at a time
-    #[arg(long, value_name = "N", default_value = "32", value_parser = concurrency)]
-    pub upload_concurrency: usize,
-    /// Downloads at a time
-    #[arg(long, value_name = "N", default_value = "32", value_parser = concurrency)]
-    pub download_concurrency: usize,
+    /// Uploads at a time [default: 32]
+    #[arg(long, value_name = "N", value_parser = concurrency)]
+    pub upload_concurrency: Option<usize>,
+    /// Downloads at a time [default: 32]
+    #[arg(long, value_name = "N", value_parser = concurrency)]
+    pub download_concurrency: Option<usize>,
     /// Log to this file [default: mount.log in the cache directory]
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
@@ -205,19 +145,30 @@ pub struct MountArgs {
 }
 
 impl MountArgs {
+    /// Whether the mountpoint is the default one of a repository.
+    pub fn has_default_mountpoint(&self) -> bool {
+        self.store.repo.is_some() && self.source.is_none() && self.mountpoint.is_none()
+    }
+
     pub fn config(
         &self,
         invocation: Invocation,
         environment: &Environment,
         notice: impl Fn(&str),
     ) -> Result<MountConfig, ConfigError> {
-        // Both are required by the parser.
-        let store = self.store.config_with(self.source.as_deref().unwrap_or_default(), environment, notice)?;
+        let (chosen, mountpoint) = self.store.choose_with(&self.source, &self.mountpoint, environment, notice)?;
+        let mountpoint = match (mountpoint, &chosen.repo) {
+            (Some(given), _) => absolute(&given)?,
+            (None, Some(repo)) => repo.mountpoint(),
+            (None, None) => return Err(ConfigError::Missing("MOUNTPOINT")),
+        };
+        let (uploads, downloads) = concurrency_of(&chosen, self.upload_concurrency, self.download_concurrency)?;
+        let store = chosen.store;
         let cache = CacheConfig::resolve(&store, self.cache_dir.as_deref(), invocation, environment)?;
         Ok(MountConfig {
             store,
             cache,
-            mountpoint: absolute(self.mountpoint.as_deref().unwrap_or(std::path::Path::new("")))?,
+            mountpoint,
             engine: EngineConfig {
                 read_only: self.read_only,
                 refresh: self.refresh,
@@ -225,8 +176,8 @@ impl MountArgs {
                 flush_max_age: self.flush_max_age,
                 unsafe_no_conditional_writes: self.unsafe_no_conditional_writes,
                 fsync_waits_for_bucket: self.sync == Sync::Fsync,
-                upload_concurrency: self.upload_concurrency,
-                download_concurrency: self.download_concurrency,
+                upload_concurrency: uploads,
+                download_concurrency: downloads,
                 uid: self.uid,
                 gid: self.gid,
                 umask: self.umask,
@@ -245,6 +196,9 @@ impl MountArgs {
 pub struct StatusArgs {
     /// Only this mount
     pub mountpoint: Option<PathBuf>,
+    /// Only what belongs to the datastore of this repository
+    #[arg(long, value_name = "DIR", conflicts_with = "mountpoint")]
+    pub repo: Option<PathBuf>,
     /// Write JSON: one object for a MOUNTPOINT, else {"mounts":[…],"leftovers":[…]}
     #[arg(long)]
     pub json: bool,
@@ -256,16 +210,16 @@ pub struct StatusArgs {
 #[derive(Args, Debug)]
 pub struct FlushArgs {
     /// A mountpoint, or the source of an ended mount
-    #[arg(value_name = "MOUNTPOINT|SOURCE")]
-    pub target: PathBuf,
+    #[arg(value_name = "MOUNTPOINT|SOURCE", required_unless_present = "repo", conflicts_with = "repo")]
+    pub target: Option<PathBuf>,
     /// The cache directory of the ended mount, if it was given
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
     #[command(flatten)]
     pub store: StoreArgs,
-    /// Uploads at a time
-    #[arg(long, value_name = "N", default_value = "32", value_parser = concurrency)]
-    pub upload_concurrency: usize,
+    /// Uploads at a time [default: 32]
+    #[arg(long, value_name = "N", value_parser = concurrency)]
+    pub upload_concurrency: Option<usize>,
     /// Write although the store ignores conditions
     #[arg(long)]
     pub unsafe_no_conditional_writes: bool,
@@ -274,7 +228,11 @@ pub struct FlushArgs {
 #[derive(Args, Debug)]
 pub struct UnmountArgs {
     /// The mountpoint
-    pub mountpoint: PathBuf,
+    #[arg(required_unless_present = "repo")]
+    pub mountpoint: Option<PathBuf>,
+    /// Where the datastore of this repository is mounted
+    #[arg(long, value_name = "DIR", conflicts_with = "mountpoint")]
+    pub repo: Option<PathBuf>,
     /// Unmount after so many seconds although not all is pushed (exit code 3)
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     pub timeout: Option<Duration>,
@@ -286,26 +244,47 @@ pub struct UnmountArgs {
 #[derive(Args, Debug)]
 pub struct TransferArgs {
     /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
-    pub source: String,
-    /// A cache directory with the reference client's layout
-    pub cache_dir: PathBuf,
+    #[arg(required_unless_present = "repo")]
+    source: Option<String>,
+    /// A cache directory with the reference client's layout [default with --repo: ~/.swamp/repos/REPO_ID]
+    #[arg(required_unless_present = "repo")]
+    cache_dir: Option<PathBuf>,
     #[command(flatten)]
     pub store: StoreArgs,
-    /// Uploads at a time
-    #[arg(long, value_name = "N", default_value = "32", value_parser = concurrency)]
-    pub upload_concurrency: usize,
-    /// Downloads at a time
-    #[arg(long, value_name = "N", default_value = "32", value_parser = concurrency)]
-    pub download_concurrency: usize,
+    /// Uploads at a time [default: 32]
+    #[arg(long, value_name = "N", value_parser = concurrency)]
+    pub upload_concurrency: Option<usize>,
+    /// Downloads at a time [default: 32]
+    #[arg(long, value_name = "N", value_parser = concurrency)]
+    pub download_concurrency: Option<usize>,
     /// Write although the store ignores conditions
     #[arg(long)]
     pub unsafe_no_conditional_writes: bool,
 }
 
+impl TransferArgs {
+    /// What to transfer, and between which directory and it.
+    pub fn choose(&self, environment: &Environment) -> Result<(Chosen, PathBuf), ConfigError> {
+        let notice = super::output::notice;
+        let (chosen, dir) = self.store.choose_with(&self.source, &self.cache_dir, environment, notice)?;
+        let usual = || chosen.repo.as_ref()?.usual_cache_dir(environment);
+        match dir.or_else(usual) {
+            Some(dir) => Ok((chosen, absolute(&dir)?)),
+            None => Err(ConfigError::Missing("CACHE_DIR")),
+        }
+    }
+
+    /// Uploads and downloads at a time.
+    pub fn concurrency(&self, chosen: &Chosen) -> Result<(usize, usize), ConfigError> {
+        concurrency_of(chosen, self.upload_concurrency, self.download_concurrency)
+    }
+}
+
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
     /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
-    pub source: String,
+    #[arg(required_unless_present = "repo")]
+    pub source: Option<String>,
     #[command(flatten)]
     pub store: StoreArgs,
 }
@@ -324,7 +303,8 @@ pub struct MigrateArgs {
 #[derive(Args, Debug)]
 pub struct NamespacesArgs {
     /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
-    pub source: String,
+    #[arg(required_unless_present = "repo")]
+    pub source: Option<String>,
     /// Write JSON: {"namespaces":[{"namespace","repoId","registeredAt"},…]}
     #[arg(long)]
     pub json: bool,
@@ -343,14 +323,16 @@ pub enum LockAction {
     /// Say who holds the lock.
     Status {
         /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
-        source: String,
+        #[arg(required_unless_present = "repo")]
+        source: Option<String>,
         #[command(flatten)]
         store: StoreArgs,
     },
     /// Remove the lock of a process that is gone.
     Release {
         /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
-        source: String,
+        #[arg(required_unless_present = "repo")]
+        source: Option<String>,
         /// Yes: whoever holds it must no longer be at work
         #[arg(long)]
         force: bool,
@@ -360,6 +342,19 @@ pub enum LockAction {
         #[command(flatten)]
         store: StoreArgs,
     },
+}
+
+/// Uploads and downloads at a time.
+pub fn concurrency_of(
+    chosen: &Chosen,
+    uploads: Option<usize>,
+    downloads: Option<usize>,
+) -> Result<(usize, usize), ConfigError> {
+    let default = EngineConfig::default();
+    let said = chosen.repo.as_ref().map(|repo| repo.options.clone()).unwrap_or_default();
+    let uploads = agree("--upload-concurrency", uploads, said.push_concurrency)?;
+    let downloads = agree("--download-concurrency", downloads, said.pull_concurrency)?;
+    Ok((uploads.unwrap_or(default.upload_concurrency), downloads.unwrap_or(default.download_concurrency)))
 }
 
 /// Seconds, perhaps with a fraction, up to a year.

@@ -1,4 +1,4 @@
-//! `swamp-mount flush MOUNTPOINT` and `swamp-mount flush SOURCE [--cache-dir DIR]`.
+//! `swamp-mount flush MOUNTPOINT`, `swamp-mount flush SOURCE [--cache-dir DIR]` and `swamp-mount flush --repo DIR`.
 //!
 //! Depends on `mount`. A name with a scheme is a source; a path, or what is mounted, a mountpoint; any other bare word a
 //! bucket.
@@ -8,15 +8,36 @@ use std::path::Path;
 use super::arguments::FlushArgs;
 use super::target::{self, Target};
 use super::{Ended, output, report_end};
-use crate::config::{CacheConfig, ConfigError, EngineConfig, Environment, Invocation};
+use crate::config::{CacheConfig, ConfigError, EngineConfig, Environment, Invocation, StoreConfig};
 use crate::mount::control::{Request, Response};
 use crate::mount::{MountError, client, headless, instance};
 
 pub fn run(args: &FlushArgs, environment: &Environment) -> Result<Ended, MountError> {
-    match as_mountpoint(&args.target, environment)? {
+    let Some(given) = &args.target else { return flush_repo(args, environment) };
+    match as_mountpoint(given, environment)? {
         Some(target) => flush_mount(&target),
-        None => flush_leftover(args, environment),
+        None => {
+            let source = given.to_str().map(str::to_owned).ok_or_else(|| ConfigError::Source {
+                text: given.to_string_lossy().into_owned(),
+                reason: "it is not UTF-8".to_owned(),
+            })?;
+            let store = args.store.config(&Some(source), environment)?;
+            flush_leftover(args, store, environment)
+        }
     }
+}
+
+/// What is mounted of the repository's datastore; else what an ended mount of it left.
+fn flush_repo(args: &FlushArgs, environment: &Environment) -> Result<Ended, MountError> {
+    let store = args.store.config(&None, environment)?;
+    let running = target::mounts_of(&store, environment)?;
+    if running.is_empty() {
+        return flush_leftover(args, store, environment);
+    }
+    for target in &running {
+        flush_mount(target)?;
+    }
+    Ok(Ended::Done)
 }
 
 /// The target, if it means a mountpoint.
@@ -41,12 +62,7 @@ fn flush_mount(target: &Target) -> Result<Ended, MountError> {
     }
 }
 
-fn flush_leftover(args: &FlushArgs, environment: &Environment) -> Result<Ended, MountError> {
-    let source = args.target.to_str().ok_or_else(|| ConfigError::Source {
-        text: args.target.to_string_lossy().into_owned(),
-        reason: "it is not UTF-8".to_owned(),
-    })?;
-    let store = args.store.config(source, environment)?;
+fn flush_leftover(args: &FlushArgs, store: StoreConfig, environment: &Environment) -> Result<Ended, MountError> {
     let cache = CacheConfig::resolve(&store, args.cache_dir.as_deref(), Invocation::User, environment)?;
     let caches = roots_of(cache, environment);
     if caches.is_empty() {
@@ -54,7 +70,7 @@ fn flush_leftover(args: &FlushArgs, environment: &Environment) -> Result<Ended, 
         return Ok(Ended::Done);
     }
     let engine = EngineConfig {
-        upload_concurrency: args.upload_concurrency,
+        upload_concurrency: args.upload_concurrency.unwrap_or(EngineConfig::default().upload_concurrency),
         unsafe_no_conditional_writes: args.unsafe_no_conditional_writes,
         ..EngineConfig::default()
     };

@@ -15,6 +15,7 @@ mod output;
 mod pull;
 mod push;
 mod status;
+mod store_args;
 mod target;
 mod transfer;
 mod unmount;

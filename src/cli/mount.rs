@@ -4,6 +4,7 @@
 //! for its word.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use super::command_line::Parsed;
 use super::{Ended, output};
@@ -23,6 +24,9 @@ pub fn run(parsed: &Parsed, arguments: &[OsString], environment: &Environment) -
     if parsed.rehearsal {
         return Ok(Ended::Done);
     }
+    if args.has_default_mountpoint() {
+        make_directory(&config.mountpoint)?;
+    }
     if config.foreground {
         return serve(Ok(config), &mut Reporter::Foreground);
     }
@@ -33,6 +37,15 @@ pub fn run(parsed: &Parsed, arguments: &[OsString], environment: &Environment) -
         eprintln!("mounted {} at {}; local state in {}", config.store, config.mountpoint.display(), root.display());
     }
     Ok(Ended::Done)
+}
+
+/// Makes the mountpoint that nobody named.
+fn make_directory(path: &Path) -> Result<(), MountError> {
+    match std::fs::create_dir(path) {
+        // A dead mount cannot be looked at, and is there all the same.
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(MountError::io("make", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn serve(config: Result<MountConfig, MountError>, reporter: &mut Reporter) -> Result<Ended, MountError> {

@@ -9,7 +9,7 @@ use crate::mount::MountError;
 use crate::sync::offline::pull;
 
 pub fn run(args: &TransferArgs, environment: &Environment) -> Result<Ended, MountError> {
-    let report = transfer::run(args, args.download_concurrency, environment, async |t: transfer::Transfer| {
+    let report = transfer::run(args, transfer::Direction::Pull, environment, async |t: transfer::Transfer| {
         let report = pull(&t.datastore, &t.dir, &t.options, &t.progress).await;
         t.progress.finish();
         Ok(report?)

@@ -9,7 +9,7 @@ use crate::mount::MountError;
 use crate::sync::offline::push;
 
 pub fn run(args: &TransferArgs, environment: &Environment) -> Result<Ended, MountError> {
-    let report = transfer::run(args, args.upload_concurrency, environment, async |t: transfer::Transfer| {
+    let report = transfer::run(args, transfer::Direction::Push, environment, async |t: transfer::Transfer| {
         let report = push(&t.datastore, &t.dir, &t.options, &t.progress).await;
         t.progress.finish();
         Ok(report?)

@@ -1,4 +1,4 @@
-//! `swamp-mount status [MOUNTPOINT] [--json]`.
+//! `swamp-mount status [MOUNTPOINT | --repo DIR] [--json]`.
 //!
 //! Depends on `mount`. Asks every mount of this user; what does not answer is listed too.
 
@@ -7,6 +7,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::arguments::StatusArgs;
+use super::store_args::StoreArgs;
 use super::{Ended, output, target};
 use crate::config::Environment;
 use crate::mount::MountError;
@@ -58,7 +59,14 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<Ended, MountE
             output::result(&if args.json { output::json(&status)? } else { describe(&status) });
         }
         None => {
-            let report = all(target::known(environment));
+            let known = match &args.repo {
+                Some(dir) => {
+                    let store = StoreArgs::of_repo(dir.clone()).config(&None, environment)?;
+                    target::known_of(&store, environment)?
+                }
+                None => target::known(environment),
+            };
+            let report = all(known);
             output::result(&if args.json { output::json(&report)? } else { describe_all(&report) });
         }
     }

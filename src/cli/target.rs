@@ -1,10 +1,10 @@
-//! Which mount a MOUNTPOINT on the command line means.
+//! Which mount a MOUNTPOINT or a repository on the command line means.
 //!
 //! Depends on `mount`. The registry leads to the cache root, whose socket is spoken to.
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Environment, Invocation, absolute, registry_dirs};
+use crate::config::{Environment, Invocation, StoreConfig, absolute, registry_dirs};
 use crate::mount::registry::{self, Known};
 use crate::mount::{MountError, client, control::Phase, mountinfo, mountpoint};
 
@@ -38,6 +38,22 @@ pub fn find(given: &Path, environment: &Environment) -> Result<Target, MountErro
         running.sort_by_key(|known| !is_mounted(known));
     }
     Ok(Target { path, running: running.into_iter().next(), leftover: leftovers.into_iter().next() })
+}
+
+/// The running mounts of a datastore.
+pub fn mounts_of(store: &StoreConfig, environment: &Environment) -> Result<Vec<Target>, MountError> {
+    let of_it = known_of(store, environment)?.into_iter().filter(|known| known.holder.is_some());
+    let at = |known: Known| {
+        let path = PathBuf::from(known.record.mountpoint.clone()?);
+        Some(Target { path, running: Some(known), leftover: None })
+    };
+    Ok(of_it.filter_map(at).collect())
+}
+
+/// All cache roots of a datastore.
+pub fn known_of(store: &StoreConfig, environment: &Environment) -> Result<Vec<Known>, MountError> {
+    let identity = store.identity(environment)?;
+    Ok(known(environment).into_iter().filter(|known| known.record.identity == identity).collect())
 }
 
 impl Target {

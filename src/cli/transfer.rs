@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::arguments::TransferArgs;
 use super::output;
-use crate::config::{Environment, absolute};
+use crate::config::{Environment, REPO_FILE};
 use crate::datastore::Datastore;
 use crate::mount::{MountError, client, instance, store};
 use crate::sync::offline::{OfflineOptions, Progress};
@@ -17,6 +17,13 @@ use crate::sync::status::Pending;
 
 /// Names that are listed of each kind.
 const SHOWN: usize = 20;
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Pull,
+    Push,
+}
 
 /// An opened source and the directory to bring in line with it.
 pub struct Transfer {
@@ -29,16 +36,22 @@ pub struct Transfer {
 /// Opens what the arguments name, sees to it that no mount is at work on the directory, and does `work`.
 pub fn run<T, F>(
     args: &TransferArgs,
-    concurrency: usize,
+    direction: Direction,
     environment: &Environment,
     work: impl FnOnce(Transfer) -> F,
 ) -> Result<T, MountError>
 where
     F: Future<Output = Result<T, MountError>>,
 {
-    let config = args.store.config(&args.source, environment)?;
-    let dir = absolute(&args.cache_dir)?;
+    let (chosen, dir) = args.choose(environment)?;
     refuse_if_mounted(&dir)?;
+    let (uploads, downloads) = args.concurrency(&chosen)?;
+    let concurrency = match direction {
+        Direction::Pull => downloads,
+        Direction::Push => uploads,
+    };
+    let config = chosen.store;
+    let limit = chosen.repo.and_then(|repo| repo.sync_timeout);
     let options = OfflineOptions {
         concurrency,
         unsafe_no_conditional_writes: args.unsafe_no_conditional_writes,
@@ -49,8 +62,17 @@ where
         if let Some(warning) = store::foreign_owner(&datastore).await {
             output::notice(&warning);
         }
-        work(Transfer { datastore, dir, options, progress: Bar::default() }).await
+        let work = work(Transfer { datastore, dir, options, progress: Bar::default() });
+        let Some(limit) = limit else { return work.await };
+        tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(too_long(limit)))
     })?
+}
+
+fn too_long(limit: Duration) -> MountError {
+    MountError::Control(format!(
+        "it did not end within {} s (datastore.syncTimeoutMs of {REPO_FILE}); what is done stays done: run it again, or raise that limit",
+        limit.as_secs_f64()
+    ))
 }
 
 /// Runs a command that needs the network.

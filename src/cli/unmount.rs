@@ -1,16 +1,17 @@
-//! `swamp-mount unmount MOUNTPOINT [--timeout SECS]`.
+//! `swamp-mount unmount MOUNTPOINT [--timeout SECS]`, or `--repo DIR` instead of MOUNTPOINT.
 //!
 //! Depends on `mount`. The mount's own process does it; this one shows progress and says what is left.
 
 use super::arguments::UnmountArgs;
+use super::store_args::StoreArgs;
 use super::target::{self, Target};
 use super::{Ended, output, report_end};
-use crate::config::Environment;
+use crate::config::{ConfigError, Environment};
 use crate::mount::control::{Request, Response};
 use crate::mount::{End, MountError, client, mountinfo, mountpoint, unmount};
 
 pub fn run(args: &UnmountArgs, environment: &Environment) -> Result<Ended, MountError> {
-    let target = target::find(&args.mountpoint, environment)?;
+    let target = find(args, environment)?;
     let Some(known) = &target.running else { return take_away_dead(&target) };
     let timeout_ms = args.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
     let progress = output::Progress::new();
@@ -21,6 +22,24 @@ pub fn run(args: &UnmountArgs, environment: &Environment) -> Result<Ended, Mount
         Response::Unpushed { unpushed } => Ok(report_end(&End::Unpushed(unpushed))),
         Response::Failed { message } => Err(MountError::Control(message)),
         _ => Ok(Ended::Done),
+    }
+}
+
+fn find(args: &UnmountArgs, environment: &Environment) -> Result<Target, MountError> {
+    if let Some(mountpoint) = &args.mountpoint {
+        return target::find(mountpoint, environment);
+    }
+    let dir = args.repo.clone().ok_or(ConfigError::Missing("MOUNTPOINT"))?;
+    let chosen = StoreArgs::of_repo(dir).choose_with(&None, &None, environment, output::notice)?.0;
+    let mut mounts = target::mounts_of(&chosen.store, environment)?;
+    match (mounts.len(), &chosen.repo) {
+        (1, _) => Ok(mounts.remove(0)),
+        // Perhaps a dead mount, where it usually is.
+        (0, Some(repo)) => target::find(&repo.mountpoint(), environment),
+        _ => {
+            let paths: Vec<String> = mounts.iter().map(|mount| mount.path.display().to_string()).collect();
+            Err(MountError::Control(format!("{} is mounted at {}: name one", chosen.store, paths.join(", "))))
+        }
     }
 }
 

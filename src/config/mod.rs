@@ -1,13 +1,14 @@
 //! What a user asked for, as one typed value: sources, store options, mount options, and where local state lives.
 //!
-//! Pure data and pure functions of arguments and environment: depends on the rules for names of `datastore` and nothing
-//! else in the crate, makes no request and keeps no state (the only look at the disk is to make paths canonical and to see
-//! which state directory exists).
+//! Pure data and pure functions of arguments, environment and `.swamp.yaml`: depends on the rules for names of `datastore`
+//! and nothing else in the crate, makes no request and keeps no state (the only looks at the disk are to read that file, to
+//! make paths canonical, and to see which state directory exists).
 //! Invariant: a value that exists has been checked; nothing further down needs to doubt a bucket name or a time-out.
 
 mod bucket;
 mod environment;
 mod mount_options;
+mod repo;
 mod source;
 mod state_dir;
 mod timeout;
@@ -21,6 +22,7 @@ use crate::datastore::{Namespace, NamespaceProblem};
 pub use bucket::{check_gcs_bucket, check_s3_bucket};
 pub use environment::Environment;
 pub use mount_options::to_arguments as mount_option_arguments;
+pub use repo::{DATASTORE_ENV, REPO_FILE, RepoConfig, RepoOptions, RepoProblem, agree};
 pub use source::{SUPPORTED_SOURCES, Source};
 pub(crate) use state_dir::short_hash;
 pub use state_dir::{Invocation, default_cache_root, registry_dirs};
@@ -75,6 +77,32 @@ pub enum ConfigError {
         /// Of `--prefix`.
         given: String,
     },
+    /// The command line and the repository disagree.
+    #[error("{flag} says {given} and the repository's configuration says {repo}; leave one out, or make them agree")]
+    Contradiction {
+        /// The option.
+        flag: &'static str,
+        /// Its value.
+        given: String,
+        /// The repository's.
+        repo: String,
+    },
+    /// A source and a repository.
+    #[error("{given:?} is a source, and --repo {} names one too; give one of them", repo.display())]
+    TwoSources {
+        /// On the command line.
+        given: String,
+        /// The repository.
+        repo: PathBuf,
+    },
+    /// A word is missing that nothing else tells.
+    #[error(
+        "{0} is missing, and nothing else tells it (a repository's repoId tells CACHE_DIR); see swamp-mount --help"
+    )]
+    Missing(&'static str),
+    /// The configuration of a repository.
+    #[error(transparent)]
+    Repo(#[from] RepoProblem),
     /// A request time-out outside of its range.
     #[error("{text:?} is not a request time-out: {reason}")]
     Timeout {

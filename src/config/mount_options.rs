@@ -53,6 +53,7 @@ const VALUES: &[&str] = &[
     "endpoint-url",
     "prefix",
     "namespace",
+    "repo",
     "cache-dir",
     "refresh",
     "flush-after",

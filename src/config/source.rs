@@ -167,7 +167,7 @@ fn one_prefix(in_url: &str, given: String, scheme: &'static str) -> Result<Strin
 }
 
 /// Removes slashes at both ends and checks the rest.
-fn check_prefix(text: &str) -> Result<String, ConfigError> {
+pub(super) fn check_prefix(text: &str) -> Result<String, ConfigError> {
     let prefix = text.trim_matches('/');
     let refuse = |reason| Err(ConfigError::Prefix { prefix: text.to_owned(), reason });
     if prefix.is_empty() {

@@ -11,8 +11,8 @@ pub const S3_REQUEST_TIMEOUT_ENV: &str = "SWAMP_S3_REQUEST_TIMEOUT_MS";
 /// The same of the one for Google Cloud Storage.
 pub const GCS_REQUEST_TIMEOUT_ENV: &str = "SWAMP_GCS_REQUEST_TIMEOUT_MS";
 
-const SHORTEST_MS: u64 = 1_000;
-const LONGEST_MS: u64 = 600_000;
+pub(super) const SHORTEST_MS: u64 = 1_000;
+pub(super) const LONGEST_MS: u64 = 600_000;
 pub(super) const DEFAULT: Duration = Duration::from_secs(30);
 
 /// A deadline, and what the user should know about where it came from.
@@ -41,7 +41,7 @@ impl RequestTimeout {
                 let duration = Duration::from_millis(ms);
                 let warning = option
                     .filter(|option| *option != duration)
-                    .map(|_| format!("{variable}={ms} overrides --request-timeout"));
+                    .map(|_| format!("{variable}={ms} overrides the configured request time-out"));
                 Self { duration, warning }
             }
             _ => Self {
