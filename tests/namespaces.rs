@@ -11,28 +11,10 @@ use support::mount::{Lab, Machine, entry};
 const INDEX: &str = ".datastore-index.json";
 const SIDECAR: &str = ".datastore-sync-state.json";
 
-/// A kind of bucket, and how to look into it.
-struct Kind {
-    lab: fn() -> Lab,
-    keys: fn(&Lab) -> Vec<String>,
-    /// Operation and key of the requests so far.
-    requests: fn(&Lab) -> Vec<(String, String)>,
+/// Operation and key of the requests so far.
+fn requests(lab: &Lab) -> Vec<(String, String)> {
+    lab.server().requests().into_iter().map(|r| (r.operation.to_owned(), r.key)).collect()
 }
-
-const KINDS: &[Kind] = &[
-    #[cfg(feature = "s3")]
-    Kind {
-        lab: Lab::s3,
-        keys: |lab| lab.server().keys(),
-        requests: |lab| lab.server().requests().into_iter().map(|r| (r.operation.to_owned(), r.key)).collect(),
-    },
-    #[cfg(feature = "gcs")]
-    Kind {
-        lab: Lab::gcs,
-        keys: |lab| lab.gcs_server().keys(),
-        requests: |lab| lab.gcs_server().requests().into_iter().map(|r| (r.operation.to_owned(), r.key)).collect(),
-    },
-];
 
 /// Places the files of a namespace with their index.
 fn seed(lab: &Lab, namespace: &str, files: &[(&str, &[u8])]) {
@@ -57,8 +39,7 @@ fn listed(lab: &Lab, index: &str) -> Vec<String> {
     index["entries"].as_object().expect("entries").keys().cloned().collect()
 }
 
-fn two_namespaces_and_a_root(kind: &Kind) -> Lab {
-    let lab = (kind.lab)();
+fn two_namespaces_and_a_root(lab: Lab) -> Lab {
     lab.seed(&[("data/root.yaml", b"root")]);
     seed(&lab, "one", &[("data/x.yaml", b"first"), ("data/deep/y.yaml", b"second")]);
     seed(&lab, "two", &[("data/x.yaml", b"of two")]);
@@ -84,8 +65,8 @@ const QUIET: [&str; 6] = ["--refresh", "3600", "--flush-after", "3600", "--flush
 
 #[test]
 fn each_mount_sees_its_own_datastore_and_touches_nothing_else() {
-    for kind in KINDS {
-        let lab = two_namespaces_and_a_root(kind);
+    for lab in Lab::each_server() {
+        let lab = two_namespaces_and_a_root(lab);
         let (first, second, third) = (lab.machine(), lab.machine(), lab.machine());
         let root = first.mount();
         let one = second.mount_with(&[&QUIET[..], &["--namespace", "one"]].concat());
@@ -98,12 +79,12 @@ fn each_mount_sees_its_own_datastore_and_touches_nothing_else() {
         let before = |key: &str| (key.to_owned(), lab.object(key));
         let others = [INDEX, "data/root.yaml", "two/.datastore-index.json", "two/data/x.yaml", "two/.namespace.json"];
         let untouched = others.map(before);
-        let seen = (kind.requests)(&lab).len();
+        let seen = requests(&lab).len();
         one.write("data/new.yaml", "new");
         std::fs::remove_file(one.path("data/deep/y.yaml")).expect("removed");
         one.write("data/_catalog.db", "internal at any depth");
         one.flushed();
-        let made: Vec<(String, String)> = (kind.requests)(&lab).split_off(seen);
+        let made: Vec<(String, String)> = requests(&lab).split_off(seen);
         let outer = ".locks/one.lock";
         // Of a listing the S3 server records no prefix.
         for (operation, key) in made.iter().filter(|(operation, _)| operation != "ListObjectsV2") {
@@ -115,7 +96,7 @@ fn each_mount_sees_its_own_datastore_and_touches_nothing_else() {
         assert_eq!(lab.object("one/data/new.yaml").as_deref(), Some(&b"new"[..]));
         assert_eq!(lab.object("one/data/deep/y.yaml"), None);
         assert_eq!(listed(&lab, "one/.datastore-index.json"), ["data/x.yaml", "data/new.yaml"]);
-        let keys = (kind.keys)(&lab);
+        let keys = lab.keys();
         assert!(!keys.iter().any(|key| key.ends_with("lock") || key.contains("_catalog")), "{keys:?}");
 
         let at = |wanted: &str| made.iter().position(|(_, key)| key == wanted).expect(wanted);
@@ -136,7 +117,7 @@ fn each_mount_sees_its_own_datastore_and_touches_nothing_else() {
 
 #[test]
 fn a_mounts_own_cache_has_the_layout_of_a_namespace() {
-    let lab = two_namespaces_and_a_root(&KINDS[0]);
+    let lab = two_namespaces_and_a_root(Lab::s3());
     let machine = lab.machine();
     let mount = machine.mount_with(&[&QUIET[..], &["--namespace", "one"]].concat());
     assert_eq!((mount.read("data/x.yaml"), mount.read("data/deep/y.yaml")), ("first".to_owned(), "second".to_owned()));
@@ -177,8 +158,8 @@ fn cache_of(machine: &Machine<'_>) -> PathBuf {
 
 #[test]
 fn pull_and_push_keep_the_layout_of_a_namespaced_cache() {
-    for kind in KINDS {
-        let lab = two_namespaces_and_a_root(kind);
+    for lab in Lab::each_server() {
+        let lab = two_namespaces_and_a_root(lab);
         let machine = lab.machine();
         let (source, dir) = (lab.source(), cache_of(&machine));
         let said = ran(&machine, &["pull", &source, "dir", "--namespace", "one"]);
@@ -194,7 +175,7 @@ fn pull_and_push_keep_the_layout_of_a_namespaced_cache() {
         let said = ran(&machine, &["push", &source, "dir", "--namespace", "one"]);
         assert!(said.starts_with("pushed 1 files"), "{said}");
         assert_eq!(lab.object("one/data/new.yaml").as_deref(), Some(&b"new"[..]));
-        let keys = (kind.keys)(&lab);
+        let keys = lab.keys();
         assert!(!keys.iter().any(|key| key.contains("foreign") || key.starts_with("one/one")), "{keys:?}");
         assert!(!keys.iter().any(|key| key.ends_with("lock")), "{keys:?}");
 
@@ -219,7 +200,7 @@ fn pull_and_push_keep_the_layout_of_a_namespaced_cache() {
 
 #[test]
 fn a_cache_of_the_earlier_layout_is_taken_over_without_a_transfer() {
-    let lab = two_namespaces_and_a_root(&KINDS[0]);
+    let lab = two_namespaces_and_a_root(Lab::s3());
     let machine = lab.machine();
     let (source, dir) = (lab.source(), cache_of(&machine));
     ran(&machine, &["pull", &source, "dir", "--namespace", "one"]);
@@ -248,8 +229,8 @@ fn a_cache_of_the_earlier_layout_is_taken_over_without_a_transfer() {
 
 #[test]
 fn registered_namespaces_are_listed_and_nothing_that_only_looks_like_one() {
-    for kind in KINDS {
-        let lab = two_namespaces_and_a_root(kind);
+    for lab in Lab::each_server() {
+        let lab = two_namespaces_and_a_root(lab);
         lab.put_object("looks/like/one.yaml", b"x");
         lab.put_object("two/nested/.namespace.json", b"{}");
         lab.put_object("odd/.namespace.json", b"not JSON");
@@ -283,7 +264,7 @@ fn a_bucket_of_namespaces_alone_asks_for_one() {
 
 #[test]
 fn both_locks_are_shown_and_released() {
-    let lab = two_namespaces_and_a_root(&KINDS[0]);
+    let lab = two_namespaces_and_a_root(Lab::s3());
     let machine = lab.machine();
     let source = lab.source();
     let status = || ran(&machine, &["lock", "status", &source, "--namespace", "one"]);

@@ -292,7 +292,8 @@ pub struct VerifyArgs {
 #[derive(Args, Debug)]
 pub struct MigrateArgs {
     /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
-    pub source: String,
+    #[arg(required_unless_present = "repo")]
+    pub source: Option<String>,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
