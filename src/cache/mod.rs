@@ -68,13 +68,16 @@ impl CacheError {
     /// Whether the disk is full.
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::Io { source, .. } => {
-                source.raw_os_error() == Some(libc::ENOSPC) || source.raw_os_error() == Some(libc::EDQUOT)
-            }
+            Self::Io { source, .. } => is_no_space(source),
             Self::Db(rusqlite::Error::SqliteFailure(e, _)) => e.code == rusqlite::ErrorCode::DiskFull,
             _ => false,
         }
     }
+}
+
+/// Whether a system call found the disk, or the user's share of it, full.
+pub fn is_no_space(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
 /// What this layer answers with.

@@ -26,6 +26,8 @@ CREATE TABLE pending_delete(key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT RO
 /// What was committed lately. Losing it harms nobody who writes by the rules, so it needs no version.
 const COMMITTED: &str =
     "CREATE TABLE IF NOT EXISTS committed(path TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;";
+/// Order of the last opens, for eviction. Losing it harms nothing, so it needs no version.
+const RECENCY: &str = "CREATE TABLE IF NOT EXISTS recency(content INTEGER PRIMARY KEY, opened INTEGER NOT NULL);";
 
 /// The database.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub struct Loaded {
     pub pending_deletes: Vec<(String, PendingDelete)>,
     /// What was committed lately.
     pub committed: Vec<(String, CommittedRow)>,
+    /// Contents that were opened, least recently first.
+    pub opened: Vec<ContentId>,
 }
 
 impl StateDb {
@@ -79,6 +83,7 @@ impl StateDb {
             _ => return Err(CacheError::Version { found, known: VERSION }),
         }
         connection.execute_batch(COMMITTED)?;
+        connection.execute_batch(RECENCY)?;
         Ok(connection)
     }
 
@@ -140,7 +145,14 @@ impl StateDb {
             deltas: self.load_bodies("SELECT path, body FROM delta ORDER BY path", |row| row.get(0))?,
             pending_deletes: self.load_bodies("SELECT key, body FROM pending_delete", |row| row.get(0))?,
             committed: self.load_bodies("SELECT path, body FROM committed", |row| row.get(0))?,
+            opened: self.load_opened()?,
         })
+    }
+
+    fn load_opened(&self) -> Result<Vec<ContentId>> {
+        let mut statement = self.connection.prepare("SELECT content FROM recency ORDER BY opened")?;
+        let ids = statement.query_map([], |row| row.get(0).map(content_id))?;
+        Ok(ids.collect::<rusqlite::Result<_>>()?)
     }
 
     fn load_nodes(&self) -> Result<Vec<NodeRow>> {
@@ -264,7 +276,21 @@ impl Transaction<'_> {
     /// # Errors
     /// When the database refuses.
     pub fn remove_content(&self, id: ContentId) -> Result<()> {
+        self.run("DELETE FROM recency WHERE content = ?", [stored_id(id)])?;
         self.run("DELETE FROM content WHERE id = ?", [stored_id(id)])
+    }
+
+    /// These contents were opened in this order, after all that were recorded before.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn set_opened(&self, ids: impl IntoIterator<Item = ContentId>) -> Result<()> {
+        let mut at: i64 = self.inner.query_row("SELECT COALESCE(MAX(opened), 0) FROM recency", [], |row| row.get(0))?;
+        for id in ids {
+            at += 1;
+            self.run("INSERT OR REPLACE INTO recency VALUES(?, ?)", params![stored_id(id), at])?;
+        }
+        Ok(())
     }
 
     /// Records an unpushed change.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::store_args::{Chosen, StoreArgs};
-use crate::config::{CacheConfig, ConfigError, EngineConfig, Environment, Invocation, MountConfig, absolute, agree};
+use crate::config::{
+    CacheConfig, ConfigError, EngineConfig, Environment, Invocation, MountConfig, absolute, agree, parse_cache_size,
+};
 
 const AFTER_HELP: &str = "\
 SOURCE is BUCKET or s3://BUCKET[/PREFIX] for S3, gs://BUCKET[/PREFIX] for Google Cloud Storage, or file:///DIR for a
@@ -93,6 +95,10 @@ pub struct MountArgs {
     /// Where local state lives [default: a directory per source under $XDG_STATE_HOME/swamp-mount]
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// Most bytes that cached files may take, such as 10G; the least recently opened go first [default: the disk, less 5 %
+    /// or 1 GiB that stay free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_cache_size)]
+    pub cache_size: Option<u64>,
     /// Allow no changes
     #[arg(long)]
     pub read_only: bool,
@@ -181,6 +187,7 @@ impl MountArgs {
                 uid: self.uid,
                 gid: self.gid,
                 umask: self.umask,
+                cache_size: self.cache_size,
             },
             foreground: self.foreground,
             allow_other: self.allow_other,

@@ -14,7 +14,7 @@ use crate::mount::MountError;
 use crate::mount::client::{self, describe_pending};
 use crate::mount::control::{MountStatus, Phase};
 use crate::mount::registry::Known;
-use crate::sync::status::Pending;
+use crate::sync::status::{Pending, Status};
 
 /// How many problems of one kind are listed.
 const SHOWN: usize = 10;
@@ -129,6 +129,16 @@ fn describe_all(report: &Report) -> String {
     if parts.is_empty() { "no mounts\n".to_owned() } else { parts.join("\n") }
 }
 
+fn describe_limit(engine: &Status) -> String {
+    let mut parts = Vec::new();
+    parts.extend(engine.cache_limit.map(|limit| format!("at most {}", indicatif::BinaryBytes(limit))));
+    if engine.evicted_files > 0 {
+        let bytes = indicatif::BinaryBytes(engine.evicted_bytes);
+        parts.push(format!("{} files, {bytes}, evicted since the start", engine.evicted_files));
+    }
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join("; ")) }
+}
+
 fn describe(status: &MountStatus) -> String {
     let engine = &status.engine;
     let phase = match status.phase {
@@ -154,7 +164,7 @@ fn describe(status: &MountStatus) -> String {
     }
     line("entries", engine.entries.to_string());
     let cached = indicatif::BinaryBytes(engine.cached_bytes);
-    line("cached", format!("{} files, {cached}", engine.cached_files));
+    line("cached", format!("{} files, {cached}{}", engine.cached_files, describe_limit(engine)));
     line("to push", describe_pending(&engine.pending));
     if engine.local_only > 0 {
         line("local only", format!("{} files that are never pushed", engine.local_only));

@@ -9,6 +9,7 @@ mod bucket;
 mod environment;
 mod mount_options;
 mod repo;
+mod size;
 mod source;
 mod state_dir;
 mod timeout;
@@ -23,6 +24,7 @@ pub use bucket::{check_gcs_bucket, check_s3_bucket};
 pub use environment::Environment;
 pub use mount_options::to_arguments as mount_option_arguments;
 pub use repo::{DATASTORE_ENV, REPO_FILE, RepoConfig, RepoOptions, RepoProblem, agree};
+pub use size::parse_cache_size;
 pub use source::{SUPPORTED_SOURCES, Source};
 pub(crate) use state_dir::short_hash;
 pub use state_dir::{Invocation, default_cache_root, registry_dirs};
@@ -294,6 +296,8 @@ pub struct EngineConfig {
     pub gid: Option<u32>,
     /// Permission bits taken away from what is shown.
     pub umask: u32,
+    /// Most bytes that cached contents may take; `None`: as much as the disk has.
+    pub cache_size: Option<u64>,
 }
 
 impl Default for EngineConfig {
@@ -310,6 +314,7 @@ impl Default for EngineConfig {
             uid: None,
             gid: None,
             umask: 0o022,
+            cache_size: None,
         }
     }
 }

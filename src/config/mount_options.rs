@@ -55,6 +55,7 @@ const VALUES: &[&str] = &[
     "namespace",
     "repo",
     "cache-dir",
+    "cache-size",
     "refresh",
     "flush-after",
     "flush-max-age",

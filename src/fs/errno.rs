@@ -38,6 +38,7 @@ pub fn of_io(error: &std::io::Error) -> Errno {
 pub fn of_fetch(error: &FetchError) -> Errno {
     match error {
         FetchError::Stale => Errno::ESTALE,
+        FetchError::NoRoom(_) => Errno::ENOSPC,
         FetchError::Unreachable(_) | FetchError::Failed(_) => Errno::EIO,
     }
 }

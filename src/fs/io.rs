@@ -11,6 +11,7 @@ use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, Re
 
 use super::errno::{of_fetch, of_io, of_volume, report};
 use super::{SwampFs, handles::Table};
+use crate::cache::is_no_space;
 use crate::sync::{Engine, fetch};
 use crate::tree::Ino;
 use crate::volume::{Handle, OpenOutcome, OpenRequest, Volume};
@@ -35,6 +36,7 @@ impl SwampFs {
                     if let Err(error) = engine.ensure_all(&live).await {
                         return reply.error(of_fetch(&error));
                     }
+                    // `live` is held meanwhile: what was just fetched is not evicted.
                     match volume.open(ino, request) {
                         Ok(OpenOutcome::Ready(handle)) => {
                             reply.opened(files.insert(handle), FopenFlags::FOPEN_KEEP_CACHE)
@@ -71,7 +73,7 @@ impl SwampFs {
             return reply.opened(self.files.insert(handle), flush);
         }
         self.runtime.spawn(async move {
-            match engine.ensure_all(&handle.live).await {
+            match engine.ready(&handle.live).await {
                 Ok(()) => reply.opened(files.insert(handle), keep | FopenFlags::FOPEN_NOFLUSH),
                 Err(error) => {
                     release(&volume, &handle);
@@ -95,8 +97,9 @@ impl SwampFs {
         let engine = Arc::clone(&self.engine);
         self.runtime.spawn(async move {
             engine.fetch_ahead(&handle.live, wanted);
-            match engine.ensure(&handle.live, range.clone()).await {
-                Ok(()) => read_here(&handle.live.file, &range, reply),
+            match engine.read(&handle.live, range.clone()).await {
+                Ok(fetch::Served::InFile) => read_here(&handle.live.file, &range, reply),
+                Ok(fetch::Served::InMemory(bytes)) => reply.data(&bytes),
                 Err(error) => reply.error(of_fetch(&error)),
             }
         });
@@ -147,15 +150,24 @@ impl SwampFs {
         if self.volume.read_only_reason().is_some() {
             return reply.error(Errno::EROFS);
         }
-        match handle.live.modify(|file| write_at(file, data, offset)) {
+        let written = self.with_room(|| handle.live.modify(|file| write_at(file, data, offset)));
+        match written {
             Ok(written) => {
-                self.volume.written(&handle);
+                self.volume.written(&handle, offset + written as u64);
                 reply.written(u32::try_from(written).unwrap_or(u32::MAX));
             }
             Err(error) => {
                 tracing::error!(inode = handle.ino.0, offset, %error, "write failed");
                 reply.error(of_io(&error));
             }
+        }
+    }
+
+    /// On a full disk clean contents give way to a writer.
+    fn with_room<T>(&self, mut change: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+        match change() {
+            Err(error) if is_no_space(&error) && self.volume.make_room_for_writer() => change(),
+            other => other,
         }
     }
 
@@ -217,12 +229,16 @@ impl SwampFs {
     pub(super) fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
         let Some(handle) = self.files.get(fh).filter(|h| h.writable) else { return reply.error(Errno::EBADF) };
         let flags = rustix::fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
-        match handle.live.modify(|file| rustix::fs::fallocate(file, flags, offset, length)) {
+        let allocated = self.with_room(|| {
+            let allocate = |file: &File| rustix::fs::fallocate(file, flags, offset, length);
+            handle.live.modify(allocate).map_err(std::io::Error::from)
+        });
+        match allocated {
             Ok(()) => {
-                self.volume.written(&handle);
+                self.volume.written(&handle, offset.saturating_add(length));
                 reply.ok();
             }
-            Err(error) => reply.error(Errno::from_i32(error.raw_os_error())),
+            Err(error) => reply.error(of_io(&error)),
         }
     }
 
@@ -231,19 +247,18 @@ impl SwampFs {
             Ok(live) => live,
             Err(error) => return reply.error(of_volume(&error)),
         };
-        let in_use = self.volume.in_use(&live);
-        let answer = move |reply: ReplyData| {
-            match live.stat() {
+        if live.is_complete() {
+            return match live.stat() {
                 Ok((size, _)) => read_here(&live.file, &(0..size), reply),
                 Err(error) => reply.error(of_io(&error)),
-            }
-            drop(in_use);
-        };
-        let Some(live) = self.volume.live(ino).filter(|live| !live.is_complete()) else { return answer(reply) };
+            };
+        }
         let engine = Arc::clone(&self.engine);
         self.runtime.spawn(async move {
-            match engine.ensure_all(&live).await {
-                Ok(()) => answer(reply),
+            let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
+            match engine.read(&live, 0..size).await {
+                Ok(fetch::Served::InFile) => read_here(&live.file, &(0..size), reply),
+                Ok(fetch::Served::InMemory(bytes)) => reply.data(&bytes),
                 Err(error) => reply.error(of_fetch(&error)),
             }
         });

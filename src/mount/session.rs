@@ -73,6 +73,7 @@ pub(super) fn engine_options(root: &Path, store: &StoreConfig, engine: &EngineCo
         gid: engine.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
         umask: engine.umask,
         key_prefix_len: store.key_prefix_len(),
+        cache_size: engine.cache_size,
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! The tasks behind a mount: refresh, record what was fetched, flush what is idle.
+//! The tasks behind a mount: refresh, record what was fetched and opened, evict, flush what is idle.
 //!
 //! Each is a loop that nothing but `Engine::close` ends; failures are noted and retried, later and later.
 
@@ -10,6 +10,8 @@ use crate::volume::PushSelection;
 
 const RECORD_TICK: Duration = Duration::from_millis(25);
 const RECORD_TICKS: u32 = 20;
+/// The order of opens may be older by so much after a crash.
+const OPENS_TICK: Duration = Duration::from_secs(10);
 const RECORD_AT_ONCE: usize = 256;
 /// Readers fail at once until a refresh finds the bucket again.
 const OFFLINE_REFRESH: Duration = Duration::from_secs(5);
@@ -54,6 +56,32 @@ pub(super) async fn record(engine: Arc<Engine>) {
             }
             Err(error) => tracing::error!(%error, "recording failed"),
         }
+    }
+}
+
+/// Records in batches which contents were opened.
+pub(super) async fn remember_opens(engine: Arc<Engine>) {
+    loop {
+        engine.volume.wait_for_open().await;
+        tokio::time::sleep(OPENS_TICK).await;
+        let volume = Arc::clone(&engine.volume);
+        match tokio::task::spawn_blocking(move || volume.record_opened()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the order of opens is not recorded"),
+            Err(error) => tracing::error!(%error, "recording failed"),
+        }
+    }
+}
+
+/// Evicts what is too much, and tells the kernel of what was evicted.
+pub(super) async fn keep_room(engine: Arc<Engine>) {
+    loop {
+        engine.volume.wait_for_pressure().await;
+        let volume = Arc::clone(&engine.volume);
+        if let Err(error) = tokio::task::spawn_blocking(move || volume.trim()).await {
+            tracing::error!(%error, "evicting failed");
+        }
+        engine.tell_kernel(engine.volume.take_eviction_notices());
     }
 }
 

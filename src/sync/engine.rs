@@ -53,6 +53,8 @@ pub struct EngineOptions {
     pub umask: u32,
     /// Bytes of prefix in object keys.
     pub key_prefix_len: usize,
+    /// Most bytes that cached contents may take; `None`: as much as the disk has.
+    pub cache_size: Option<u64>,
     /// This machine's name.
     pub host: String,
 }
@@ -77,6 +79,8 @@ pub struct Engine {
     pub(super) volume: Arc<Volume>,
     pub(super) notifications: Notifications,
     pub(super) downloads: Arc<Semaphore>,
+    /// What was read past the full cache.
+    pub(super) blocks: super::fetch::Blocks,
     /// Held while the base is read, merged or replaced.
     pub(super) index_gate: tokio::sync::Mutex<()>,
     /// Held by the push that is under way.
@@ -106,6 +110,7 @@ impl Engine {
             umask: options.umask,
             key_prefix_len: options.key_prefix_len,
             read_only: options.read_only,
+            cache_size: options.cache_size,
             host: options.host.clone(),
             flavour: Flavour::of(&*store),
             namespace: datastore.namespace().cloned(),
@@ -119,6 +124,7 @@ impl Engine {
             options,
             datastore,
             store,
+            blocks: super::fetch::Blocks::default(),
             volume: Arc::new(volume),
             notifications: Notifications::start(),
             index_gate: tokio::sync::Mutex::default(),
@@ -253,6 +259,9 @@ impl Engine {
             hidden_count,
             cached_files: census.cached_files,
             cached_bytes: census.cached_bytes,
+            cache_limit: self.options.cache_size,
+            evicted_files: census.evicted.0,
+            evicted_bytes: census.evicted.1,
             pending: self.pending(),
             local_only: census.local_only,
             conflicts: journal.conflicts.iter().cloned().collect(),
@@ -284,6 +293,8 @@ impl Engine {
         let tasks = [
             tokio::spawn(super::background::refresh(Arc::clone(self))),
             tokio::spawn(super::background::record(Arc::clone(self))),
+            tokio::spawn(super::background::remember_opens(Arc::clone(self))),
+            tokio::spawn(super::background::keep_room(Arc::clone(self))),
             tokio::spawn(super::background::flush(Arc::clone(self))),
         ];
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);

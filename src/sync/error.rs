@@ -86,6 +86,9 @@ pub enum FetchError {
     /// The bucket cannot be reached.
     #[error("{0}")]
     Unreachable(std::sync::Arc<str>),
+    /// There is no room to store them here, and they are needed here.
+    #[error("{0}")]
+    NoRoom(std::sync::Arc<str>),
     /// Anything else, in words.
     #[error("{0}")]
     Failed(std::sync::Arc<str>),

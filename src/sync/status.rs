@@ -66,6 +66,12 @@ pub struct Status {
     pub cached_files: u64,
     /// Their bytes on this disk.
     pub cached_bytes: u64,
+    /// `--cache-size` in bytes, if there is one.
+    pub cache_limit: Option<u64>,
+    /// Cached files that gave way to others since the mount began.
+    pub evicted_files: u64,
+    /// Their bytes.
+    pub evicted_bytes: u64,
     /// What is not in the bucket yet.
     pub pending: Pending,
     /// Files that never leave this machine.

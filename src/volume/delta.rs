@@ -13,7 +13,7 @@ use crate::cache::rows::{CommittedRow, ContentRow, Delta, DeltaRow, NodeRow, Pen
 use crate::tree::{Ino, ROOT};
 
 /// Row changes of one operation; the last word on a path counts.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Changes {
     deltas: HashMap<String, Option<DeltaRow>>,
     nodes: HashMap<String, Option<NodeRow>>,

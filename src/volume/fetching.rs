@@ -21,6 +21,8 @@ pub struct Census {
     pub cached_bytes: u64,
     /// Files that never leave this machine.
     pub local_only: u64,
+    /// Contents that were evicted since the start, and their bytes.
+    pub evicted: (u64, u64),
     /// Index entries hidden by something on this machine, and why.
     pub shadowed: BTreeMap<String, String>,
 }
@@ -29,6 +31,20 @@ pub struct Census {
 pub struct InUse {
     volume: Arc<Volume>,
     live: Arc<LiveContent>,
+}
+
+impl std::ops::Deref for InUse {
+    type Target = Arc<LiveContent>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.live
+    }
+}
+
+impl std::fmt::Debug for InUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.live.fmt(f)
+    }
 }
 
 impl Drop for InUse {
@@ -75,10 +91,32 @@ impl Volume {
     /// A fetch ended, well or not: there may be something to record, and nobody may be waiting any more.
     pub fn fetched(&self, live: &Arc<LiveContent>) {
         let mut inner = self.lock();
+        self.count_fetched(&mut inner, live);
         if live.handles() == 0 {
             self.retire(&mut inner, live.ino, live);
+            self.relieve(&mut inner);
         }
         self.fetched.notify_one();
+    }
+
+    /// What a content counts for, once no fetch is under way that room was made for.
+    fn count_fetched(&self, inner: &mut Inner, live: &LiveContent) {
+        let held = {
+            let state = live.state();
+            let is_settled = state.in_flight.is_empty() && !state.complete;
+            (is_settled && inner.live.contains_key(&live.id)).then(|| state.present.total())
+        };
+        if let Some(bytes) = held {
+            inner.space.set(live.id, live.ino, bytes);
+        }
+    }
+
+    /// What was open or unpushed is not any more: what it overshot by can go.
+    pub(super) fn relieve(&self, inner: &mut Inner) {
+        if self.options.cache_size.is_some_and(|limit| inner.space.total() > limit) {
+            inner.space.hope();
+            self.pressure.notify_one();
+        }
     }
 
     /// Resolves when something was fetched since the last call.
@@ -107,18 +145,21 @@ impl Volume {
     ///
     /// # Errors
     /// `Stale`, `Invalid` for anything but a symlink, disk errors.
-    pub fn open_link(&self, ino: Ino) -> Result<Arc<LiveContent>> {
+    pub fn open_link(self: &Arc<Self>, ino: Ino) -> Result<InUse> {
         let mut inner = self.lock();
         if inner.tree.kind(ino) != Some(Kind::Symlink) {
             return Err(VolumeError::Invalid("not a symbolic link"));
         }
-        self.live_for(&mut inner, ino)
+        let live = self.live_for(&mut inner, ino)?;
+        self.note_open(&mut inner, &live);
+        Ok(self.in_use(&live))
     }
 
     /// Counts for `status`.
     pub fn census(&self) -> Census {
         let inner = self.lock();
-        let mut census = Census { shadowed: inner.shadowed.clone(), ..Census::default() };
+        let evicted = inner.space.evicted;
+        let mut census = Census { evicted, shadowed: inner.shadowed.clone(), ..Census::default() };
         for (ino, node) in inner.tree.nodes().filter(|(_, node)| node.linked) {
             let Some(content) = node.content() else { continue };
             if crate::datastore::names::may_be_internal(&node.name) {

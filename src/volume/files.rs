@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::delta::Changes;
+use super::fetching::InUse;
 use super::inner::Inner;
 use super::live::{FetchState, LiveContent};
 use super::recording::complete_stamp;
@@ -44,8 +45,8 @@ pub struct OpenRequest {
 pub enum OpenOutcome {
     /// Done.
     Ready(Handle),
-    /// All of this content must be fetched first; then ask again.
-    Fetch(Arc<LiveContent>),
+    /// All of this content must be fetched first; then ask again while this is held.
+    Fetch(InUse),
 }
 
 impl Volume {
@@ -62,8 +63,12 @@ impl Volume {
     ///
     /// # Errors
     /// `IsDir`, `Stale`, `ReadOnly`, disk errors.
-    pub fn open(&self, ino: Ino, request: OpenRequest) -> Result<OpenOutcome> {
+    pub fn open(self: &Arc<Self>, ino: Ino, request: OpenRequest) -> Result<OpenOutcome> {
         let mut inner = self.lock();
+        self.with_room(&mut inner, |inner| self.open_locked(inner, ino, request))
+    }
+
+    fn open_locked(self: &Arc<Self>, inner: &mut Inner, ino: Ino, request: OpenRequest) -> Result<OpenOutcome> {
         let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
         if node.is_dir() {
             return Err(VolumeError::IsDir);
@@ -76,20 +81,27 @@ impl Volume {
             inner.writable()?;
         }
         if request.truncate
-            && let Some(fetch) = self.truncate_locked(&mut inner, ino, 0)?
+            && let Some(fetch) = self.truncate_locked(inner, ino, 0)?
         {
             return Ok(OpenOutcome::Fetch(fetch));
         }
+        let live = self.live_for(inner, ino)?;
+        self.note_open(inner, &live);
         if !request.writable {
-            let live = self.live_for(&mut inner, ino)?;
-            return Ok(OpenOutcome::Ready(self.handle(&mut inner, ino, live, false)));
+            return Ok(OpenOutcome::Ready(self.handle(inner, ino, live, false)));
         }
-        let live = self.live_for(&mut inner, ino)?;
         if !live.is_complete() {
-            return Ok(OpenOutcome::Fetch(live));
+            return Ok(OpenOutcome::Fetch(self.in_use(&live)));
         }
-        self.mark_suspect(&mut inner, ino, &live)?;
-        Ok(OpenOutcome::Ready(self.handle(&mut inner, ino, live, true)))
+        self.mark_suspect(inner, ino, &live)?;
+        Ok(OpenOutcome::Ready(self.handle(inner, ino, live, true)))
+    }
+
+    /// What is opened is evicted last.
+    pub(super) fn note_open(&self, inner: &mut Inner, live: &LiveContent) {
+        if inner.space.opened(live.id, live.ino) {
+            self.opened.notify_one();
+        }
     }
 
     /// The live content of a file, opening or preparing it.
@@ -112,6 +124,7 @@ impl Volume {
                     return Ok(live);
                 }
                 Err(error) if !error.is_not_found() || self.has_own_bytes(inner, ino) => return Err(error.into()),
+                // Evicted just before a power cut, say.
                 Err(error) => tracing::warn!(%error, "a cached content is missing and will be fetched again"),
             }
         }
@@ -193,13 +206,13 @@ impl Volume {
     ///
     /// # Errors
     /// `IsDir`, `ReadOnly`, disk errors.
-    pub fn truncate(&self, ino: Ino, size: u64) -> Result<Option<Arc<LiveContent>>> {
+    pub fn truncate(self: &Arc<Self>, ino: Ino, size: u64) -> Result<Option<InUse>> {
         let mut inner = self.lock();
         inner.writable()?;
-        self.truncate_locked(&mut inner, ino, size)
+        self.with_room(&mut inner, |inner| self.truncate_locked(inner, ino, size))
     }
 
-    fn truncate_locked(&self, inner: &mut Inner, ino: Ino, size: u64) -> Result<Option<Arc<LiveContent>>> {
+    fn truncate_locked(self: &Arc<Self>, inner: &mut Inner, ino: Ino, size: u64) -> Result<Option<InUse>> {
         let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
         if node.is_dir() {
             return Err(VolumeError::IsDir);
@@ -216,10 +229,11 @@ impl Volume {
         }
         let live = self.live_for(inner, ino)?;
         if !live.is_complete() {
-            return Ok(Some(live));
+            return Ok(Some(self.in_use(&live)));
         }
         self.mark_suspect(inner, ino, &live)?;
         live.modify(|file| file.set_len(size)).map_err(VolumeError::content("truncate"))?;
+        inner.space.set(live.id, ino, size);
         inner.touch_ctime(ino);
         self.changed.notify_one();
         if live.writers() == 0 {
@@ -285,10 +299,11 @@ impl Volume {
         }
     }
 
-    /// Bytes were written through a handle: ctime moves, and privileges are taken away as POSIX asks.
-    pub fn written(&self, handle: &Handle) {
+    /// Bytes up to `end` were written through a handle: ctime moves, and privileges are taken away as POSIX asks.
+    pub fn written(&self, handle: &Handle, end: u64) {
         self.changed.notify_one();
         let mut inner = self.lock();
+        self.note_growth(&mut inner, &handle.live, end);
         inner.touch_ctime(handle.ino);
         if let Some(mode) =
             inner.tree.get_mut(handle.ino).and_then(|n| n.attrs.as_deref_mut()).and_then(|a| a.mode.as_mut())
@@ -316,6 +331,7 @@ impl Volume {
             self.retire(&mut inner, handle.ino, live);
         }
         inner.tree.count_open(handle.ino, -1);
+        self.relieve(&mut inner);
     }
 
     /// The last writer is gone: replaces the suspicion by the fact.
@@ -374,6 +390,7 @@ impl Volume {
                     content.remote.size = size;
                     content.remote.mtime = mtime;
                 }
+                inner.space.set(live.id, ino, size);
             }
             Err(error) => tracing::warn!(%error, "cannot stat a local content"),
         }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::live::LiveContent;
+use super::rebase::Notice;
+use super::space::Space;
 use super::{Result, VolumeError};
 use crate::cache::rows::{CommittedRow, ContentRow, DeltaRow, NodeRow, PendingDelete, Replaced, Version};
 use crate::cache::saved_base::BaseRecord;
@@ -56,6 +58,10 @@ pub(super) struct Inner {
     pub next_generation: u64,
     /// Contents that no row names any more; their files go once that is durable.
     pub doomed: Vec<ContentId>,
+    /// What every content takes on the disk, and which was opened last.
+    pub space: Space,
+    /// What the kernel was not told yet of evicted files.
+    pub eviction_notices: Vec<Notice>,
     pub read_only: Option<String>,
     /// Index entries that a directory of ours hides, beside those the index itself reports.
     pub shadowed: BTreeMap<String, String>,

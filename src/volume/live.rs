@@ -15,6 +15,17 @@ use crate::cache::rows::Version;
 use crate::cache::{ContentId, RangeSet};
 use crate::tree::Ino;
 
+/// Why a fetch failed, as far as it matters to those who wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureCause {
+    /// Nothing answers.
+    Unreachable,
+    /// There is no room to store the bytes.
+    NoRoom,
+    /// Anything else.
+    Other,
+}
+
 /// How far a content is fetched.
 #[derive(Debug)]
 pub struct FetchState {
@@ -30,10 +41,12 @@ pub struct FetchState {
     pub in_flight: Vec<Range<u64>>,
     /// A first request is under way whose answer decides the version.
     pub pinning: bool,
-    /// Number and cause of the last failure.
+    /// Number and reason of the last failure.
     pub failure: (u64, Option<Arc<str>>),
-    /// Whether it was for want of an answer.
-    pub unreachable: bool,
+    /// What kind it was.
+    pub cause: FailureCause,
+    /// Bytes of this version were shown that are not in the file.
+    pub streamed: bool,
     /// The version is gone from the bucket: what is here can be read, the rest never.
     pub version_gone: bool,
     /// Bytes with another hash came before: nothing is shown until all is compared.
@@ -56,7 +69,8 @@ impl FetchState {
             in_flight: Vec::new(),
             pinning: false,
             failure: (0, None),
-            unreachable: false,
+            cause: FailureCause::Other,
+            streamed: false,
             version_gone: false,
             verify_first: false,
         }
@@ -80,12 +94,34 @@ pub struct LiveContent {
     handles: AtomicU32,
     dirty: AtomicBool,
     replaced: AtomicBool,
+    /// How many wait for all of it to be stored here, whatever `--cache-size` says.
+    storing: AtomicU32,
+    /// Held by whoever reads a block past the file.
+    pub streaming: tokio::sync::Mutex<()>,
     last_write: Mutex<Option<Instant>>,
 }
 
 /// Proof of a moment in which nobody was writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stable(u64);
+
+/// While it lives, all of a content must be stored here, not streamed.
+#[derive(Debug)]
+pub struct MustStore(Arc<LiveContent>);
+
+impl MustStore {
+    /// Of this content.
+    pub fn new(live: &Arc<LiveContent>) -> Self {
+        live.storing.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(live))
+    }
+}
+
+impl Drop for MustStore {
+    fn drop(&mut self) {
+        self.0.storing.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl LiveContent {
     pub(super) fn new(id: ContentId, ino: Ino, file: File, state: FetchState) -> Self {
@@ -101,6 +137,8 @@ impl LiveContent {
             handles: AtomicU32::new(0),
             dirty: AtomicBool::new(false),
             replaced: AtomicBool::new(false),
+            storing: AtomicU32::new(0),
+            streaming: tokio::sync::Mutex::default(),
             last_write: Mutex::new(None),
         }
     }
@@ -178,6 +216,11 @@ impl LiveContent {
     /// How many handles are open for writing.
     pub fn writers(&self) -> u32 {
         self.writers.load(Ordering::SeqCst)
+    }
+
+    /// Whether somebody needs all of it here, to write.
+    pub fn must_be_stored(&self) -> bool {
+        self.storing.load(Ordering::SeqCst) > 0
     }
 
     /// Whether its file was emptied by giving it another content.

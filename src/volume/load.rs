@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::attributes::file_stat;
 use super::delta::Changes;
 use super::inner::{Base, Inner, Stamp};
+use super::space::Space;
 use super::{Result, Volume};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, NodeRow};
 use crate::cache::saved_base::{self, BaseRecord};
@@ -33,6 +34,8 @@ pub struct VolumeOptions {
     pub key_prefix_len: usize,
     /// Turns changes away.
     pub read_only: bool,
+    /// Most bytes that contents may take; unpushed and open ones stay all the same. `None`: as much as the disk has.
+    pub cache_size: Option<u64>,
     /// This machine's name in conflict names.
     pub host: String,
     /// Flavour of the sidecar in `cache/`.
@@ -92,6 +95,8 @@ impl Volume {
             committed: loaded.committed.into_iter().collect(),
             live: HashMap::new(),
             doomed: Vec::new(),
+            space: Space::default(),
+            eviction_notices: Vec::new(),
             next_content,
             read_only: options.read_only.then(|| "mounted with --read-only".to_owned()),
             shadowed,
@@ -103,11 +108,14 @@ impl Volume {
             inner: Mutex::new(inner),
             changed: tokio::sync::Notify::new(),
             fetched: tokio::sync::Notify::new(),
+            pressure: tokio::sync::Notify::new(),
+            opened: tokio::sync::Notify::new(),
         };
         volume.forget_rows(forgotten)?;
         volume.place_blocked(blocked)?;
         volume.collect_garbage(&ids);
         volume.reconcile(stamp)?;
+        volume.count_contents(&loaded.opened);
         volume.reference.mark_lazy()?;
         volume.record_reference_stamp()?;
         Ok(volume)
@@ -148,12 +156,32 @@ impl Volume {
         }
     }
 
+    /// Begins the ledger of the cache; `opened` are contents in the order of their last opens.
+    fn count_contents(&self, opened: &[ContentId]) {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let mut order: HashMap<ContentId, usize> = opened.iter().enumerate().map(|(at, id)| (*id, at + 1)).collect();
+        let mut held: Vec<(usize, ContentId, Ino, u64)> = Vec::new();
+        for (ino, node) in inner.tree.nodes() {
+            let Some(content) = node.content() else { continue };
+            let Some((id, row)) = content.id.and_then(|id| Some((id, inner.content_rows.get(&id)?))) else { continue };
+            let bytes = row.present.as_ref().map_or(content.remote.size, crate::cache::RangeSet::total);
+            held.push((order.remove(&id).unwrap_or(0), id, ino, bytes));
+        }
+        held.sort_unstable();
+        for (_, id, ino, bytes) in held {
+            inner.space.set(id, ino, bytes);
+        }
+        self.pressure.notify_one();
+    }
+
     /// Ends the use of the volume: what was fetched is recorded, and `cache/` says what it holds.
     ///
     /// # Errors
     /// Disk errors.
     pub fn close(&self) -> Result<()> {
         self.record_fetched()?;
+        self.record_opened()?;
         self.remove_doomed()?;
         let base = self.base();
         let (files, _, removals) = self.pending_counts();

@@ -11,6 +11,7 @@ mod committed;
 mod conflict;
 mod delta;
 mod error;
+mod eviction;
 mod fetching;
 mod files;
 mod inner;
@@ -22,13 +23,15 @@ mod rebase;
 mod reconcile;
 mod recording;
 mod rename;
+mod space;
 
 pub use attributes::{SetAttributes, Stat};
 pub use committed::Undone;
 pub use error::VolumeError;
+pub use eviction::Room;
 pub use fetching::{Census, InUse};
 pub use files::{Handle, OpenOutcome, OpenRequest};
-pub use live::{FetchState, LiveContent, Stable};
+pub use live::{FailureCause, FetchState, LiveContent, MustStore, Stable};
 pub use load::VolumeOptions;
 pub use naming::DirEntry;
 pub use pushing::{Outcome, PlannedPut, PlannedRow, PushPlan, PushSelection, Settled};
@@ -54,6 +57,10 @@ pub struct Volume {
     changed: tokio::sync::Notify,
     /// Wakes the recorder of fetched contents.
     fetched: tokio::sync::Notify,
+    /// Wakes who evicts, and tells the kernel of evicted files.
+    pressure: tokio::sync::Notify,
+    /// Wakes the recorder of opens.
+    opened: tokio::sync::Notify,
 }
 
 impl Volume {

@@ -136,7 +136,7 @@ impl Volume {
         attrs.mtime = attrs.ctime;
         let mut changes = Changes::default();
         changes.node(&path, Some(NodeRow { path: path.clone(), kind: Kind::Dir, content: None, attrs: attrs.clone() }));
-        inner.commit(changes)?;
+        self.with_room(&mut inner, |inner| inner.commit(changes.clone()))?;
         let ino = inner.tree.insert(parent, name, NodeData::Dir(Children::default()));
         if let Some(node) = inner.tree.get_mut(ino) {
             node.explicit = true;
@@ -193,6 +193,8 @@ impl Volume {
             node.attrs = Some(Box::new(attrs));
         }
         let live = Arc::new(LiveContent::new(id, ino, file, FetchState::complete(None)));
+        inner.space.opened(id, ino);
+        inner.space.set(id, ino, size);
         inner.touch_directory(parent);
         inner.tree.remember(ino);
         self.changed.notify_one();
@@ -215,7 +217,8 @@ impl Volume {
         let mut inner = self.lock();
         let (gid, mode) = self.inherit_group(&inner, parent, gid, mode, false);
         let attrs = Self::new_attrs(mode, uid, gid);
-        let (ino, live) = self.create_with(&mut inner, parent, name, Kind::File, attrs, &[])?;
+        let (ino, live) =
+            self.with_room(&mut inner, |inner| self.create_with(inner, parent, name, Kind::File, attrs.clone(), &[]))?;
         inner.live.insert(live.id, Arc::clone(&live));
         let handle = self.handle(&mut inner, ino, live, writable);
         Ok((self.stat_locked(&inner, ino)?, handle))
@@ -228,7 +231,9 @@ impl Volume {
     pub fn mknod(&self, parent: Ino, name: &str, mode: u32, uid: u32, gid: u32) -> Result<Stat> {
         let mut inner = self.lock();
         let (gid, mode) = self.inherit_group(&inner, parent, gid, mode, false);
-        let (ino, _) = self.create_with(&mut inner, parent, name, Kind::File, Self::new_attrs(mode, uid, gid), &[])?;
+        let attrs = Self::new_attrs(mode, uid, gid);
+        let (ino, _) =
+            self.with_room(&mut inner, |inner| self.create_with(inner, parent, name, Kind::File, attrs.clone(), &[]))?;
         self.stat_locked(&inner, ino)
     }
 
@@ -240,7 +245,9 @@ impl Volume {
         let mut inner = self.lock();
         let (gid, _) = self.inherit_group(&inner, parent, gid, 0, false);
         let attrs = Self::new_attrs(0o777, uid, gid);
-        let (ino, _) = self.create_with(&mut inner, parent, name, Kind::Symlink, attrs, target)?;
+        let (ino, _) = self.with_room(&mut inner, |inner| {
+            self.create_with(inner, parent, name, Kind::Symlink, attrs.clone(), target)
+        })?;
         self.stat_locked(&inner, ino)
     }
 
@@ -311,6 +318,7 @@ impl Volume {
     /// Not at once: until the rows that forget it are durable, a power cut would bring them back.
     pub(super) fn doom(&self, inner: &mut Inner, id: crate::cache::ContentId) {
         inner.doomed.push(id);
+        inner.space.remove(id);
         self.fetched.notify_one();
     }
 

@@ -49,6 +49,7 @@ impl Volume {
             }
             Err(error) => tracing::warn!(path, %error, "cannot show a pushed file in cache/"),
         }
+        self.relieve(&mut inner);
     }
 
     /// Records what was fetched since the last call, once its bytes are durable, and shows complete files in `cache/`.
@@ -96,6 +97,28 @@ impl Volume {
             }
         }
         Ok(())
+    }
+
+    /// Resolves when something was opened since [`Volume::record_opened`] was last called.
+    pub async fn wait_for_open(&self) {
+        self.opened.notified().await;
+    }
+
+    /// Records which contents were opened since the last call, in their order.
+    ///
+    /// # Errors
+    /// Disk errors; the order of these opens is lost then.
+    pub fn record_opened(&self) -> Result<()> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let opened = inner.space.take_opened();
+        let recorded: Vec<_> = opened.into_iter().filter(|id| inner.content_rows.contains_key(id)).collect();
+        if recorded.is_empty() {
+            return Ok(());
+        }
+        let tx = inner.db.begin()?;
+        tx.set_opened(recorded)?;
+        Ok(tx.commit()?)
     }
 
     fn snapshot_fetched(&self) -> Vec<Fetched> {
