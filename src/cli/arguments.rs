@@ -54,6 +54,8 @@ pub enum Command {
     MigrateIndex(MigrateArgs),
     /// List the namespaces of a bucket.
     Namespaces(NamespacesArgs),
+    /// Compare index, objects and a cache, and repair what can be repaired.
+    Fsck(FsckArgs),
 }
 
 impl Command {
@@ -66,6 +68,7 @@ impl Command {
             Self::Verify(args) => args.store.verbose,
             Self::MigrateIndex(args) => args.store.verbose,
             Self::Namespaces(args) => args.store.verbose,
+            Self::Fsck(args) => args.store.verbose,
             Self::Lock(args) => match &args.action {
                 LockAction::Status { store, .. } | LockAction::Release { store, .. } => store.verbose,
             },
@@ -314,6 +317,24 @@ pub struct NamespacesArgs {
     #[arg(required_unless_present = "repo")]
     pub source: Option<String>,
     /// Write JSON: {"namespaces":[{"namespace","repoId","registeredAt"},…]}
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct FsckArgs {
+    /// BUCKET, s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX] or file:///DIR
+    #[arg(required_unless_present = "repo")]
+    pub source: Option<String>,
+    /// Also check this cache: a reference client's directory, or the cache directory of a mount that has ended
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Repair; else nothing is changed
+    #[arg(long)]
+    pub repair: bool,
+    /// Write JSON: {"clean":…,"findings":[…]}
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]

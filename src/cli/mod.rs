@@ -6,6 +6,7 @@
 mod arguments;
 mod command_line;
 mod flush;
+mod fsck;
 mod helper;
 mod lock;
 mod migrate_index;
@@ -76,6 +77,7 @@ fn run(arguments: &[OsString]) -> Result<Ended, MountError> {
         Command::Lock(args) => lock::run(&args, &environment),
         Command::MigrateIndex(args) => migrate_index::run(&args, &environment),
         Command::Namespaces(args) => namespaces::run(&args, &environment),
+        Command::Fsck(args) => fsck::run(&args, &environment),
     }
 }
 

@@ -145,7 +145,7 @@ impl Progress for Bar {
 }
 
 /// The `cache/` of a mount belongs to its process while that runs.
-fn refuse_if_mounted(dir: &Path) -> Result<(), MountError> {
+pub fn refuse_if_mounted(dir: &Path) -> Result<(), MountError> {
     let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     if dir.file_name().is_none_or(|name| name != "cache") {
         return Ok(());

@@ -19,6 +19,7 @@ pub mod remote_index;
 mod shards;
 pub mod sidecar;
 pub mod split_index;
+pub mod survey;
 pub mod timestamp;
 pub mod write_index;
 

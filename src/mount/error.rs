@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 use crate::datastore::{DatastoreError, LockError};
 use crate::store::StoreError;
 use crate::sync::SyncError;
+use crate::sync::fsck::FsckError;
 use crate::sync::migrate::MigrateError;
 use crate::sync::offline::OfflineError;
 
@@ -43,6 +44,9 @@ pub enum MountError {
     /// The index was not migrated.
     #[error(transparent)]
     Migrate(Box<MigrateError>),
+    /// A check or repair ended early.
+    #[error(transparent)]
+    Fsck(Box<FsckError>),
     /// The engine does not start.
     #[error(transparent)]
     Sync(Box<SyncError>),
@@ -114,6 +118,7 @@ boxed!(
     Datastore(DatastoreError),
     Lock(LockError),
     Migrate(MigrateError),
+    Fsck(FsckError),
     Offline(OfflineError),
     Sync(SyncError),
 );

@@ -53,7 +53,7 @@ pub fn flush(
 }
 
 /// Takes the cache root, or says who has it.
-pub(super) fn acquire(store_config: &StoreConfig, cache: &CacheConfig) -> Result<Instance, MountError> {
+pub fn acquire(store_config: &StoreConfig, cache: &CacheConfig) -> Result<Instance, MountError> {
     held_in_words(Instance::acquire(cache, &store_config.to_string(), None))
 }
 

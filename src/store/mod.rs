@@ -28,7 +28,7 @@ pub use retry::RequestPolicy;
 pub use s3::{PartLimits, S3Options, S3Store};
 pub use types::{
     Body, ByteStream, Condition, CopySource, Fetched, Fingerprint, FingerprintName, GetRequest, ListPage, ListRequest,
-    Listed, ObjectInfo, Precondition, PutRequest, Stored, UserMetadata,
+    Listed, ObjectInfo, Precondition, PutRequest, Stored, UnfinishedUpload, UserMetadata,
 };
 
 use async_trait::async_trait;
@@ -76,6 +76,16 @@ pub trait ObjectStore: Send + Sync + 'static {
 
     /// One page of keys, in bytewise order.
     async fn list(&self, request: ListRequest) -> Result<ListPage>;
+
+    /// Uploads in parts that were begun and not completed, where the store keeps such and shows them.
+    async fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>> {
+        Ok(Vec::new())
+    }
+
+    /// Ends such an upload. One that is gone is success.
+    async fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<()> {
+        Err(StoreError::other("abort the upload of", &upload.key, "this store shows no unfinished uploads"))
+    }
 }
 
 /// How often [`get_bytes`] asks in all when the body breaks off.

@@ -295,3 +295,14 @@ pub struct ListPage {
     /// Present when there is more.
     pub continuation: Option<String>,
 }
+
+/// An upload in parts that was begun and not completed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnfinishedUpload {
+    /// Key that it would have, relative to the prefix.
+    pub key: String,
+    /// What the store calls it.
+    pub id: String,
+    /// When it began, by the store's clock.
+    pub began: Option<OffsetDateTime>,
+}

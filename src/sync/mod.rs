@@ -9,6 +9,7 @@ pub mod base;
 pub mod engine;
 pub mod error;
 pub mod fetch;
+pub mod fsck;
 pub mod hash;
 pub mod merge;
 pub mod migrate;

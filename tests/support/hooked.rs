@@ -215,4 +215,12 @@ impl ObjectStore for HookedStore {
         let prefix = request.prefix.clone();
         self.run("list", &prefix, self.client.list(request)).await
     }
+
+    async fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>> {
+        self.run("uploads", "", self.client.unfinished_uploads()).await
+    }
+
+    async fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<()> {
+        self.run("abort", &upload.key, self.client.abort_upload(upload)).await
+    }
 }

@@ -10,6 +10,7 @@ mod encode;
 mod errors;
 mod multipart;
 mod read;
+mod unfinished;
 mod write;
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use aws_sdk_s3::config::Credentials;
 
 use super::{
     CopySource, Fetched, Fingerprint, GetRequest, ListPage, ListRequest, ObjectInfo, ObjectStore, Precondition,
-    PutRequest, RequestPolicy, Result, Stored, UserMetadata,
+    PutRequest, RequestPolicy, Result, Stored, UnfinishedUpload, UserMetadata,
 };
 
 /// Where a bucket is and how to talk to it.
@@ -175,5 +176,13 @@ impl ObjectStore for S3Store {
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
         self.list_objects(request).await
+    }
+
+    async fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>> {
+        self.list_uploads().await
+    }
+
+    async fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<()> {
+        self.abort_listed(upload).await
     }
 }

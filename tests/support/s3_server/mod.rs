@@ -8,6 +8,7 @@ mod service;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use hyper::{Request, Response, StatusCode};
 use s3s::auth::SimpleAuth;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
+use time::OffsetDateTime;
 
 #[allow(unused_imports)] // Each test takes what it needs.
 pub use super::faults::{Action, Fault, Gate, Record};
@@ -99,6 +101,12 @@ impl Protocol for S3 {
         object.etag.clone()
     }
 
+    fn leave_upload(&self, key: &str, age: Duration) {
+        let began = OffsetDateTime::now_utc() - age;
+        let upload = OpenUpload::begun(key, began);
+        lock(&self.uploads).insert(uuid::Uuid::new_v4().to_string(), upload);
+    }
+
     fn open_uploads(&self) -> Vec<String> {
         lock(&self.uploads).values().map(|upload| upload.key.clone()).collect()
     }
@@ -155,6 +163,7 @@ fn name(parts: &Parts) -> (&'static str, String) {
     let copies = parts.headers.contains_key("x-amz-copy-source");
     let operation = match (parts.method.as_str(), key.is_empty()) {
         ("GET", true) if has("list-type") => "ListObjectsV2",
+        ("GET", true) if has("uploads") => "ListMultipartUploads",
         ("GET", false) => "GetObject",
         ("HEAD", false) => "HeadObject",
         ("PUT", false) if has("uploadId") && copies => "UploadPartCopy",

@@ -19,9 +19,18 @@ use super::{BUCKET, IgnoreConditions, Uploads, lock};
 #[derive(Clone, Debug, Default)]
 pub(super) struct OpenUpload {
     pub key: String,
+    /// When, by the store's clock.
+    pub began: Option<time::OffsetDateTime>,
     metadata: HashMap<String, String>,
     content_type: Option<String>,
     parts: BTreeMap<i32, (Bytes, [u8; 16])>,
+}
+
+impl OpenUpload {
+    /// Without any part.
+    pub fn begun(key: &str, began: time::OffsetDateTime) -> Self {
+        Self { key: key.to_owned(), began: Some(began), ..Self::default() }
+    }
 }
 
 /// The bucket behind the protocol. The lock of the objects is taken before that of the uploads.
@@ -228,6 +237,38 @@ impl S3 for Bucket {
         }))
     }
 
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let input = request.input;
+        let _state = self.state(&input.bucket)?;
+        let prefix = input.prefix.unwrap_or_default();
+        let encode = |text: &str| if input.encoding_type.is_some() { url_encode(text) } else { text.to_owned() };
+        let uploads = lock(&self.uploads);
+        let mut sorted: Vec<_> = uploads.iter().filter(|(_, upload)| upload.key.starts_with(&prefix)).collect();
+        sorted.sort_by_key(|(id, upload)| (upload.key.clone(), (*id).clone()));
+        // One on a page, so that the client has to go on; a marker is an upload that was shown.
+        let shown = sorted.iter().position(|(id, _)| Some(*id) == input.upload_id_marker.as_ref());
+        let from = shown.map_or(0, |at| at + 1);
+        let page = sorted.get(from);
+        let described = |(id, upload): &(&String, &OpenUpload)| MultipartUpload {
+            key: Some(encode(&upload.key)),
+            upload_id: Some((*id).clone()),
+            initiated: upload.began.map(Timestamp::from),
+            ..Default::default()
+        };
+        Ok(S3Response::new(ListMultipartUploadsOutput {
+            bucket: Some(input.bucket),
+            is_truncated: Some(from + 1 < sorted.len()),
+            next_key_marker: page.map(|(_, upload)| encode(&upload.key)),
+            next_upload_id_marker: page.map(|(id, _)| (*id).clone()),
+            uploads: Some(page.iter().map(|upload| described(upload)).collect()),
+            encoding_type: input.encoding_type,
+            ..Default::default()
+        }))
+    }
+
     async fn create_multipart_upload(
         &self,
         request: S3Request<CreateMultipartUploadInput>,
@@ -236,6 +277,7 @@ impl S3 for Bucket {
         let id = uuid::Uuid::new_v4().to_string();
         let upload = OpenUpload {
             key: request.input.key,
+            began: Some(time::OffsetDateTime::now_utc()),
             metadata: request.input.metadata.unwrap_or_default(),
             content_type: request.input.content_type,
             parts: Default::default(),

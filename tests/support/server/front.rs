@@ -54,6 +54,11 @@ pub trait Protocol: Send + Sync + 'static {
     fn env(&self, address: SocketAddr) -> Vec<(&'static str, String)>;
     /// See [`super::Server::fingerprint`].
     fn fingerprint(&self, object: &StoredObject) -> String;
+    /// See [`super::Server::leave_upload`].
+    fn leave_upload(&self, key: &str, _age: std::time::Duration) {
+        panic!("this protocol keeps no upload of {key}");
+    }
+
     /// See [`super::Server::open_uploads`].
     fn open_uploads(&self) -> Vec<String>;
     /// The header that carries the id of a request.

@@ -176,6 +176,11 @@ impl Server {
         self.shared.state().copy_step = bytes;
     }
 
+    /// Leaves an upload in parts behind that began so long ago.
+    pub fn leave_upload(&self, key: &str, age: std::time::Duration) {
+        self.protocol.leave_upload(key, age);
+    }
+
     /// Keys of uploads that were begun, and neither finished nor given up.
     pub fn open_uploads(&self) -> Vec<String> {
         self.protocol.open_uploads()
