@@ -10,6 +10,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod datastore;
+pub mod failpoint;
 pub mod fs;
 pub mod mount;
 pub mod store;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use support::mount::{Lab, Machine};
+use support::reference::{self, files};
 
 const FILES: [(&str, &[u8]); 3] = [("a/one.yaml", b"one"), ("a/two.yaml", b"two"), ("b/three.yaml", b"three")];
 
@@ -15,24 +16,7 @@ fn cache(machine: &Machine<'_>) -> PathBuf {
 }
 
 fn sidecar(cache: &Path) -> Value {
-    let text = std::fs::read(cache.join(".datastore-sync-state.json")).expect("a sidecar");
-    serde_json::from_slice(&text).expect("JSON")
-}
-
-fn files(dir: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut todo = vec![dir.to_owned()];
-    while let Some(at) = todo.pop() {
-        for entry in std::fs::read_dir(at).unwrap().flatten() {
-            if entry.file_type().unwrap().is_dir() {
-                todo.push(entry.path());
-            } else if !entry.file_name().to_str().unwrap().starts_with(".datastore") {
-                found.push(entry.path().strip_prefix(dir).unwrap().to_str().unwrap().to_owned());
-            }
-        }
-    }
-    found.sort();
-    found
+    reference::sidecar(cache).expect("a sidecar")
 }
 
 /// A cache that was filled lazily: one of three files was read.

@@ -50,7 +50,9 @@ impl Contents {
     /// # Errors
     /// Also when the id is taken.
     pub fn create(&self, id: ContentId) -> Result<File> {
-        self.open_with(id, OFlags::CREATE | OFlags::EXCL, "create")
+        let file = self.open_with(id, OFlags::CREATE | OFlags::EXCL, "create")?;
+        crate::fail_point!("content.after_create");
+        Ok(file)
     }
 
     /// Opens the file of a content.
@@ -73,6 +75,7 @@ impl Contents {
     /// # Errors
     /// When the file cannot be removed.
     pub fn remove(&self, id: ContentId) -> Result<()> {
+        crate::fail_point!("content.before_remove");
         match rustix::fs::unlinkat(&self.dir, id.to_string(), AtFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(e) => Err(CacheError::io("remove", format!("data/{id}"))(e.into())),

@@ -91,6 +91,7 @@ impl ReferenceCache {
     /// Shows a clean, complete content under its name.
     pub fn link(&self, path: &str, content: &File) {
         let Ok(path) = RelPath::parse(path) else { return };
+        crate::fail_point!("reference.before_link");
         if let Err(error) = self.dir.link_from_fd(content, &path) {
             tracing::warn!(%path, %error, "cannot show a cached file in cache/; a reference client would fetch it again");
         }
@@ -127,6 +128,7 @@ impl ReferenceCache {
                 &built
             }
         };
+        crate::fail_point!("refresh.before_index_copy");
         self.dir.write_index_copy(bytes).map_err(failed("write the index copy of"))
     }
 
@@ -143,6 +145,7 @@ impl ReferenceCache {
         let read = Sidecar::read(&self.dir, self.flavour);
         let Some(vouched) = Vouched::of(index, true) else { return Ok(false) };
         let clean = Sidecar::clean(read.sidecar(), &proof, &vouched, now_nanos(), copy.mtime_nanos);
+        crate::fail_point!("unmount.before_clean_sidecar");
         clean.write(&self.dir, self.flavour, false).map_err(failed("write the sidecar of"))?;
         Ok(true)
     }

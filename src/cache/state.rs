@@ -105,6 +105,7 @@ impl StateDb {
     /// # Errors
     /// When the disk fails.
     pub fn commit_durable(&mut self) -> Result<()> {
+        crate::fail_point!("fsync.before_durable");
         self.connection.pragma_update(None, "synchronous", "FULL")?;
         let done = (|| {
             let tx = self.begin()?;

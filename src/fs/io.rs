@@ -150,9 +150,11 @@ impl SwampFs {
         if self.volume.read_only_reason().is_some() {
             return reply.error(Errno::EROFS);
         }
+        crate::fail_point!("write.before");
         let written = self.with_room(|| handle.live.modify(|file| write_at(file, data, offset)));
         match written {
             Ok(written) => {
+                crate::fail_point!("write.after");
                 self.volume.written(&handle, offset + written as u64);
                 reply.written(u32::try_from(written).unwrap_or(u32::MAX));
             }
@@ -196,7 +198,9 @@ impl SwampFs {
 
     pub(super) fn release_file(&self, fh: FileHandle, reply: ReplyEmpty) {
         if let Some(handle) = self.files.remove(fh) {
+            crate::fail_point!("release.before");
             self.volume.release(&handle);
+            crate::fail_point!("release.after");
         }
         reply.ok();
     }

@@ -137,6 +137,7 @@ impl Engine {
             journal: Mutex::default(),
             tasks: Mutex::default(),
         });
+        crate::fail_point!("start.before_refresh");
         if let Err(error) = engine.refresh().await {
             let has_base = engine.volume.base().record.is_some_and(|r| !r.parts.is_empty());
             match (error.is_offline(), has_base) {

@@ -91,6 +91,7 @@ impl Changes {
 impl Inner {
     /// Commits to state.db, then to memory.
     pub fn commit(&mut self, changes: Changes) -> Result<()> {
+        crate::fail_point!("rows.before_commit");
         match self.write(&changes) {
             // A full disk must not keep anybody from making room.
             Err(VolumeError::Cache(error))
@@ -100,6 +101,7 @@ impl Inner {
             }
             other => other?,
         }
+        crate::fail_point!("rows.after_commit");
         self.db.reserve().refill();
 
         for (path, row) in changes.deltas {

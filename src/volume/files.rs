@@ -169,6 +169,7 @@ impl Volume {
             }
         };
         self.reference.unlink(&path);
+        crate::fail_point!("open.before_suspect");
         let mut changes = Changes::default();
         self.record_content(inner, live, &mut changes)?;
         changes.delta(&path, row);
@@ -232,8 +233,10 @@ impl Volume {
             return Ok(Some(self.in_use(&live)));
         }
         self.mark_suspect(inner, ino, &live)?;
+        crate::fail_point!("truncate.before");
         live.modify(|file| file.set_len(size)).map_err(VolumeError::content("truncate"))?;
         inner.space.set(live.id, ino, size);
+        crate::fail_point!("truncate.after");
         inner.touch_ctime(ino);
         self.changed.notify_one();
         if live.writers() == 0 {

@@ -111,12 +111,15 @@ impl Volume {
             pressure: tokio::sync::Notify::new(),
             opened: tokio::sync::Notify::new(),
         };
+        crate::fail_point!("start.after_load");
         volume.forget_rows(forgotten)?;
         volume.place_blocked(blocked)?;
         volume.collect_garbage(&ids);
+        crate::fail_point!("start.before_reconcile");
         volume.reconcile(stamp)?;
         volume.count_contents(&loaded.opened);
         volume.reference.mark_lazy()?;
+        crate::fail_point!("start.after_mark_lazy");
         volume.record_reference_stamp()?;
         Ok(volume)
     }
@@ -180,6 +183,7 @@ impl Volume {
     /// # Errors
     /// Disk errors.
     pub fn close(&self) -> Result<()> {
+        crate::fail_point!("unmount.before_close");
         self.record_fetched()?;
         self.record_opened()?;
         self.remove_doomed()?;
@@ -189,7 +193,9 @@ impl Volume {
         if !unpushed && base.seen() != Seen::Never && base.index.len() <= self.lock().content_rows.len() {
             self.reference.finish(&base.index)?;
         }
+        crate::fail_point!("unmount.before_stamp");
         self.record_reference_stamp()?;
+        crate::fail_point!("unmount.before_checkpoint");
         Ok(self.lock().db.checkpoint()?)
     }
 }

@@ -86,9 +86,13 @@ impl Volume {
     pub fn rebase(&self, new: Option<NewBase>, settled: &[Settled]) -> Result<Vec<Notice>> {
         let old = self.base();
         let new_base = match &new {
-            Some(new) => Some(self.save_base(&old, new)?),
+            Some(new) => {
+                crate::fail_point!("refresh.before_base_saved");
+                Some(self.save_base(&old, new)?)
+            }
             None => None,
         };
+        crate::fail_point!("refresh.after_base_saved");
         let index = new_base.as_ref().map_or_else(|| Arc::clone(&old.index), |b| Arc::clone(&b.index));
         let same = Arc::ptr_eq(&index, &old.index);
         let changed = if same { Vec::new() } else { index.changed_since(&old.index) };
@@ -121,6 +125,7 @@ impl Volume {
         drop(guard);
         if let Some(new) = &new {
             self.store_index_copy(&index, &new.remote.fresh);
+            crate::fail_point!("refresh.after_index_copy");
             // Only now: before, a reference client would have taken them for files that nobody pushed.
             for settled in settled.iter().filter(|s| matches!(s.outcome, Outcome::Put(_))) {
                 self.show_pushed(settled.path.as_str());

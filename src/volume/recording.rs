@@ -69,6 +69,7 @@ impl Volume {
                 one.live.file.sync_data().map_err(VolumeError::content("sync"))?;
             }
         }
+        crate::fail_point!("record.after_sync");
         let mut inner = self.lock();
         let mut changes = Changes::default();
         let mut written = Vec::new();

@@ -11,6 +11,7 @@ pub mod hooked;
 pub mod machine;
 pub mod model;
 pub mod mount;
+pub mod reference;
 #[cfg(feature = "s3")]
 pub mod s3_server;
 pub mod server;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -235,24 +235,30 @@ impl Machine<'_> {
 
     /// Mounts with these options.
     pub fn mount_with(&self, options: &[&str]) -> Mount<'_> {
+        let mounted = self.try_mount(options, &[]);
+        mounted.unwrap_or_else(|status| panic!("swamp-mount ended with {status}:\n{}", self.log()))
+    }
+
+    /// Mounts with these options and these additions to the environment; how the daemon ended, if it did before that.
+    pub fn try_mount(&self, options: &[&str], env: &[(&str, &str)]) -> Result<Mount<'_>, ExitStatus> {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).expect("a log");
         let mut command = self.command();
         command.args(options).arg("--foreground").arg("-v").arg(self.lab.source()).arg(self.mountpoint());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let path = self.mountpoint();
         let mut mount = Mount { machine: self, child: Some(command.spawn().expect("starts")) };
-        eventually("the mount", || {
+        let ended = eventually("the mount", || {
             let child = mount.child.as_mut().expect("just started");
             if let Some(status) = child.try_wait().expect("waited") {
-                panic!("swamp-mount ended with {status}:\n{}", self.log());
+                return Some(Some(status));
             }
             // A dead mount from before is not the new one, and mount ids are used again.
             let output = self.run(&["status", path_str(&path), "--json"]);
             let status: Value = serde_json::from_slice(&output.stdout).ok()?;
             let answers = status["pid"] == child.id() && is_mounted(&path) && std::fs::metadata(&path).is_ok();
-            answers.then_some(())
+            answers.then_some(None)
         });
-        mount
+        ended.map_or(Ok(mount), Err)
     }
 
     fn log_path(&self) -> PathBuf {

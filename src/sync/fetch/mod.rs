@@ -255,6 +255,7 @@ impl Engine {
             state.present.insert(at..end);
             state.recorded = false;
             drop(state);
+            crate::fail_point!("fetch.after_chunk");
             at = end;
             live.announce();
         }
@@ -274,7 +275,9 @@ impl Engine {
                 return Err(self.wrong_hash(live, &found, &expected).await);
             }
         }
+        crate::fail_point!("fetch.before_complete");
         self.volume.fetch_completed(live);
+        crate::fail_point!("fetch.after_complete");
         Ok(())
     }
 }

@@ -111,6 +111,7 @@ impl Engine {
             return Ok(true);
         }
         done.row.upload = Some(mark.clone());
+        crate::fail_point!("push.before_copy");
         let precondition = match expect {
             Expect::Absent => Precondition::Absent,
             Expect::Version(fingerprint) => Precondition::Match(fingerprint),
@@ -148,6 +149,7 @@ impl Engine {
             }
             Err(error) => return Err(error.into()),
         };
+        crate::fail_point!("push.after_copy");
         let entry = new_entry(put, origin.entry.size, origin.entry.sha256.clone());
         let uploaded =
             Uploaded { fingerprint: fingerprint.clone(), upload_id: mark.id, confirmed: Some(Instant::now()) };

@@ -42,7 +42,9 @@ impl Engine {
             return Ok(());
         }
         for version in self.removable_versions(key, row).await? {
+            crate::fail_point!("push.before_delete");
             let removal = remove_object(&*self.store, key, &version, index).await?;
+            crate::fail_point!("push.after_delete");
             tracing::debug!(key, ?removal, "deletion");
         }
         Ok(())

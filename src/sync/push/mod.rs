@@ -135,6 +135,7 @@ impl Engine {
             return Ok(left);
         }
         let lock = self.datastore.lock(&LockOptions::default()).boxed().await?;
+        crate::fail_point!("push.after_lock");
         let gate = self.index_gate.lock().await;
         let committed = self.commit(&lock, rows, conflicts, state, &mut left).boxed().await;
         let deletes = !plan.deletes.is_empty() || matches!(&committed, Ok(committed) if committed.leaves_objects());
@@ -148,13 +149,16 @@ impl Engine {
         let Committed { new, settled } = committed?;
         let applied = self.apply(new, settled).await;
         drop(gate);
+        crate::fail_point!("push.after_settle");
         if let Some(lock) = lock {
             if applied.is_ok()
                 && let Err(error) = self.delete_pending(&lock).boxed().await
             {
                 left.reasons.push(format!("objects that nothing needs could not be deleted yet: {error}"));
             }
+            crate::fail_point!("push.before_unlock");
             lock.release().await;
+            crate::fail_point!("push.after_unlock");
         }
         applied?;
         Ok(left)
@@ -206,7 +210,9 @@ impl Engine {
         let writer = Writer { store: &*self.store, lock, unconditional };
         // Deletions that are still pending look at the fresh index too.
         let also: Vec<String> = self.volume.deletable().into_iter().map(|(key, _)| key).collect();
+        crate::fail_point!("push.before_index_write");
         let committed = merge::commit(writer, &merge_rows, &also, &known).boxed().await?;
+        crate::fail_point!("push.after_index_write");
         state.last_index_write = began.elapsed();
         for (row, outcome) in rows.into_iter().zip(committed.outcomes) {
             settled.extend(self.settle_committed(row, outcome, left));

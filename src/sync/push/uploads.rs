@@ -121,15 +121,18 @@ impl Engine {
         // One id until the row is settled: whatever state of the file an upload of ours left there is ours to replace.
         let id = done.row.upload.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |mark| mark.id.clone());
         let mark = UploadMark { id: id.clone(), sha256: digests.sha256.clone(), size: digests.size, key: None };
+        crate::fail_point!("push.before_upload_mark");
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(Verdict::Again);
         }
+        crate::fail_point!("push.after_upload_mark");
         done.row.upload = Some(mark);
         let mut request =
             Upload { key: done.row.path.to_string(), body, digests: digests.clone(), upload_id: id.clone(), expect };
         loop {
             match upload(&*self.store, &request).await? {
                 UploadOutcome::Stored(fingerprint) => {
+                    crate::fail_point!("push.after_upload");
                     let entry = new_entry(put, digests.size, Some(digests.sha256.clone()));
                     let confirmed = Instant::now();
                     let uploaded =
