@@ -10,6 +10,7 @@ use support::hooked::{HookedStore, Verdict};
 use support::machine::*;
 use swamp_mount::datastore::*;
 use swamp_mount::store::StoreErrorKind;
+use swamp_mount::sync::migrate::migrate_index;
 
 #[tokio::test]
 async fn a_second_machine_that_joins_a_full_bucket_gets_everything() {
@@ -270,15 +271,35 @@ async fn an_index_that_disappears_is_not_an_empty_one() {
 }
 
 #[tokio::test]
-async fn a_sharded_index_is_refused() {
+async fn a_migrated_bucket_is_pulled_and_pushed_by_its_shards() {
     each(async |kind| {
         let (store, first) = two_files(kind).await;
-        store.set(META_KEY, r#"{"version":2,"partitions":[],"commitSeq":1}"#);
-        for error in [first.try_push().await.map(drop).unwrap_err(), first.try_pull().await.map(drop).unwrap_err()] {
-            assert!(error.to_string().contains("version 2"), "{error}");
-        }
-        store.set(META_KEY, r#"{"version":1}"#);
-        first.pull().await;
+        let stale = store.text(INDEX_KEY).unwrap();
+        migrate_index(&Datastore::new(store.clone()), &Machine::options().lock, false).await.unwrap();
+        assert_eq!(first.pull().await.downloaded, 0, "the same files");
+        assert_eq!(first.sidecar().unwrap()["localDirty"], false);
+        first.write("dir/new", "n", 5);
+        let report = first.push().await;
+        assert_eq!((report.uploaded, report.clean), (1, true));
+        assert_eq!(store.text(INDEX_KEY).unwrap(), stale, "what counts no more is left alone");
+        // What a push promises is the number of its commit; no fingerprint of a monolith stands for shards.
+        let sidecar = first.sidecar().unwrap();
+        assert_eq!((&sidecar[store.fingerprint_field()], &sidecar["commitSeq"]), (&"".into(), &2.into()));
+        // A machine that joins gets everything, and looks at nothing twice.
+        let second = Machine::new(&store);
+        let report = second.pull().await;
+        assert_eq!((report.downloaded, report.clean), (3, true));
+        let sidecar = second.sidecar().unwrap();
+        assert_eq!((&sidecar["version"], sidecar.get("commitSeq")), (&2.into(), None), "that is set by a push only");
+        store.take_requests();
+        assert!(second.pull().await.up_to_date);
+        assert!(store.take_requests().iter().all(|r| r.ends_with("_meta.json") || r.starts_with("list")));
+        // A July client changes a shard without counting.
+        let shard = store.text("_index/dir.json").unwrap().replace(r#""dir/new""#, r#""dir/renamed""#);
+        store.set("dir/renamed", "n");
+        store.set("_index/dir.json", shard);
+        let report = second.pull().await;
+        assert_eq!((report.downloaded, report.removed, report.clean), (1, 1, true));
     })
     .await;
 }

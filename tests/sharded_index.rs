@@ -224,9 +224,14 @@ async fn a_lost_list_is_rebuilt_and_a_stale_monolith_never_counts() {
         seed(&store, &[("a", &["a/1"]), ("data--t--i", &["data/t/i/x"])]);
         let before = known(&store).await;
         store.remove(META_KEY);
-        for (seen, known) in [(SHARDS, Some(&before.index)), (SHARDS, None), (Seen::Never, None)] {
-            assert_eq!(listed(&read(&store, known, seen).await.unwrap()), ["a/1", "data/t/i/x"]);
+        for known in [Some(&before.index), None] {
+            assert_eq!(listed(&read(&store, known, SHARDS).await.unwrap()), ["a/1", "data/t/i/x"]);
         }
+        // Who never saw it cannot know that these are all: every object of the bucket is listed instead.
+        for seen in [Seen::Never, MONOLITH] {
+            assert!(matches!(read_index(&*store, None, seen).await, Ok(IndexRead::Missing)), "{seen:?}");
+        }
+        assert_eq!(listed(&discover(&*store, false).await.unwrap()), ["a/1", "data/t/i/x"]);
         let row = put(&store, "a/2");
         push(&store, &[row], &before).await.unwrap();
         assert_eq!(store.text(META_KEY).unwrap(), meta(&["a", "data--t--i"], 1), "the next commit writes it");

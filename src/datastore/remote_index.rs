@@ -37,6 +37,8 @@ pub enum Seen {
 }
 
 /// The answer to a read of the index.
+// One lives at a time, and is taken apart at once: a box would only be in the way.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum IndexRead {
     /// It is still the known one.
@@ -83,13 +85,9 @@ pub async fn read_index(
     if let Some(MetaRead::Shards(meta)) = meta? {
         return shards::read(store, meta, None).boxed().await;
     }
-    match monolith? {
-        IndexRead::Missing if seen == Seen::Never => match without_meta(store).await? {
-            WithoutMeta::Shards(meta) => shards::read(store, meta, None).boxed().await,
-            _ => Ok(IndexRead::Missing),
-        },
-        read => Ok(read),
-    }
+    // Shards without a list, in a bucket that nobody here knows as sharded, may be the derived copies of a few files of a
+    // lost monolith: to take them for the whole index would hide all others. Discovery lists every object.
+    monolith
 }
 
 /// Reads what a commit of changes to `paths` needs, freshly: all of an index of version 1, the touched shards of one of
@@ -179,7 +177,7 @@ pub(super) async fn read_meta(
     }
 }
 
-/// What counts in a bucket without `_meta.json` that is not known to have a monolith.
+/// What counts in a bucket whose index was sharded, and whose `_meta.json` is gone.
 enum WithoutMeta {
     /// The shards that exist: the list was lost.
     Shards(Meta),

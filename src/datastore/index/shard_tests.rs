@@ -12,8 +12,10 @@ fn entry(modified: &str) -> Entry {
     Entry { size: 1, last_modified: modified.into(), ..Entry::default() }
 }
 
-/// Shards by name, whether they are listed, and their entries with a time each.
-fn index(shards: &[(&str, bool, &[(&str, &str)])]) -> Index {
+/// A shard: its name, whether it is listed, and its entries with a time each.
+type Shard<'a> = (&'a str, bool, &'a [(&'a str, &'a str)]);
+
+fn index(shards: &[Shard<'_>]) -> Index {
     let mut parts = BTreeMap::new();
     let mut meta = Meta::default();
     for (name, listed, entries) in shards {
@@ -79,7 +81,7 @@ fn a_change_reaches_every_shard_that_holds_the_path() {
     assert!(
         changed.parts().values().filter_map(|part| part.document.get(p.as_str())).all(|e| e.last_modified == "new")
     );
-    assert_eq!(changed.changed_since(&both), [p.clone()]);
+    assert_eq!(changed.changed_since(&both), std::slice::from_ref(&p));
     assert!(changed.remove(p.as_str()));
     assert!(changed.get(p.as_str()).is_none() && !changed.names(p.as_str()));
     assert_eq!(changed.changed_since(&both), [p]);

@@ -178,12 +178,12 @@ impl Index {
     /// How many entries are understood.
     pub fn len(&self) -> usize {
         let all: usize = self.parts.values().map(|part| part.document.len()).sum();
-        let again = |(path, held): (&Box<str>, &Vec<PartName>)| {
+        let again = self.elsewhere.iter().map(|(path, held)| {
             let holds = |name: &PartName| self.parts.get(name).is_some_and(|p| p.document.get(path).is_some());
             let copies = held.iter().filter(|name| holds(name)).count() + usize::from(holds(&self.home(path)));
             copies.saturating_sub(1)
-        };
-        all - self.elsewhere.iter().map(again).sum::<usize>()
+        });
+        all - again.sum::<usize>()
     }
 
     /// Whether no entry is understood.
@@ -251,8 +251,8 @@ impl Index {
     fn shadowed(&self) -> &Arc<HashSet<RelPath>> {
         self.shadowed.get_or_init(|| {
             let directories = self.parts.values().flat_map(|part| part.document.directories());
-            let file = |directory: &Box<str>| self.holder(directory)?.1.document.path_of(directory).cloned();
-            Arc::new(directories.filter_map(file).collect())
+            let file = |directory: &str| self.holder(directory)?.1.document.path_of(directory).cloned();
+            Arc::new(directories.filter_map(|directory| file(directory)).collect())
         })
     }
 
