@@ -124,6 +124,9 @@ impl Volume {
         let notices = work.finish(new_base)?;
         drop(guard);
         if let Some(new) = &new {
+            if !new.undone.is_empty() {
+                self.changed.notify_one();
+            }
             self.store_index_copy(&index, &new.remote.fresh);
             crate::fail_point!("refresh.after_index_copy");
             // Only now: before, a reference client would have taken them for files that nobody pushed.
