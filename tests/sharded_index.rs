@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use support::bucket::each;
+use support::documents::{meta, monolith, shard};
 use support::hooked::{HookedStore, Verdict};
 use swamp_mount::datastore::*;
 use swamp_mount::store::{Fingerprint, StoreErrorKind};
@@ -23,24 +24,6 @@ fn path(text: &str) -> RelPath {
 
 fn entry(modified: &str) -> Entry {
     Entry { size: 1, last_modified: modified.into(), ..Entry::default() }
-}
-
-fn entries(files: &[&str]) -> String {
-    let entry = |name: &&str| format!(r#""{name}":{{"key":"{name}","size":1,"lastModified":"old"}}"#);
-    files.iter().map(entry).collect::<Vec<_>>().join(",")
-}
-
-fn shard(files: &[&str]) -> String {
-    format!(r#"{{"version":1,"entries":{{{}}}}}"#, entries(files))
-}
-
-fn monolith(files: &[&str]) -> String {
-    format!(r#"{{"version":1,"lastPulled":"t","entries":{{{}}}}}"#, entries(files))
-}
-
-fn meta(partitions: &[&str], seq: u64) -> String {
-    let names: Vec<String> = partitions.iter().map(|name| format!("{name:?}")).collect();
-    format!(r#"{{"version":2,"partitions":[{}],"commitSeq":{seq}}}"#, names.join(","))
 }
 
 /// A bucket with these shards, all listed, and an object for every entry.
