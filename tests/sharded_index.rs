@@ -411,15 +411,23 @@ async fn lost_answers_are_settled_by_reading() {
 #[tokio::test(start_paused = true)]
 async fn shards_that_were_unlisted_are_listed_again_without_what_was_removed() {
     each(async |kind| {
-        let store = HookedStore::new(kind).await;
-        seed(&store, &[("a", &["a/1"])]);
-        store.set("_index/notes.json", shard(&["notes/kept", "notes/removed since"]));
-        store.set("notes/kept", "x");
-        let known = known(&store).await;
-        let row = put(&store, "a/2");
-        push(&store, &[row], &known).await.unwrap();
-        assert_eq!(store.text(META_KEY).unwrap(), meta(&["a", "notes"], 42));
-        assert_eq!(store.text("_index/notes.json").unwrap(), shard(&["notes/kept"]));
+        for unlisted_after_our_read in [false, true] {
+            let store = HookedStore::new(kind).await;
+            seed(&store, &[("a", &["a/1"])]);
+            store.set("_index/notes.json", shard(&["notes/kept", "notes/removed since"]));
+            store.set("notes/kept", "x");
+            if unlisted_after_our_read {
+                store.set(META_KEY, meta(&["a", "notes"], 40));
+            }
+            let known = known(&store).await;
+            store.set(META_KEY, meta(&["a"], 41));
+            let row = put(&store, "a/2");
+            let committed = push(&store, &[row], &known).await.unwrap();
+            // Also our own view goes on showing it.
+            assert_eq!(listed(&committed.remote.index), ["a/1", "a/2", "notes/kept"]);
+            assert_eq!(store.text(META_KEY).unwrap(), meta(&["a", "notes"], 42));
+            assert_eq!(store.text("_index/notes.json").unwrap(), shard(&["notes/kept"]));
+        }
     })
     .await;
 }

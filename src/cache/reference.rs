@@ -12,9 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{CacheError, Result};
 use crate::datastore::cache_dir::CacheDir;
-use crate::datastore::index::MONOLITH;
 use crate::datastore::sidecar::{Flavour, Sidecar, SidecarRead, Vouched, verify_complete};
-use crate::datastore::{Fresh, Index, Layout, Namespace, RelPath, now_nanos};
+use crate::datastore::{Fresh, Index, Namespace, RelPath, index_copy, now_nanos};
 
 /// From so many entries on the copy of the index is written at the end of a mount only.
 const LARGE_INDEX: usize = 20_000;
@@ -120,16 +119,9 @@ impl ReferenceCache {
     }
 
     fn write_copy(&self, index: &Index, fresh: &Fresh) -> Result<()> {
-        let built;
-        let bytes: &[u8] = match fresh.get(MONOLITH) {
-            Some(bytes) if index.layout() == Layout::Monolith => bytes,
-            _ => {
-                built = index.to_bytes();
-                &built
-            }
-        };
+        let copy = index_copy(index, fresh);
         crate::fail_point!("refresh.before_index_copy");
-        self.dir.write_index_copy(bytes).map_err(failed("write the index copy of"))
+        self.dir.write_index_copy(&copy).map_err(failed("write the index copy of"))
     }
 
     /// After the last push: a clean sidecar if every file of that index is here, and only then.

@@ -33,7 +33,7 @@ pub use lock_body::{LockBody, LockStatus};
 pub use names::{INDEX_KEY, LOCK_KEY, META_KEY, NameClass, SIDECAR_NAME, classify, is_internal};
 pub use namespace::{Namespace, NamespaceProblem, Registration, list_namespaces};
 pub use path::{PathProblem, RelPath};
-pub use remote_index::{Fresh, IndexRead, RemoteIndex, Seen, discover, read_for_commit, read_index};
+pub use remote_index::{Fresh, IndexRead, RemoteIndex, Seen, discover, index_copy, read_for_commit, read_index};
 pub use shards::current_digest;
 pub use sidecar::{Flavour, Sidecar, SidecarRead, VerifiedComplete, Vouched, verify_complete};
 pub use timestamp::{format_nanos, now_nanos, parse_nanos};

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 
 use super::error::DatastoreError;
-use super::index::{Document, Entry, Index, Layout, Meta, MetaRead, PartName, PartStamp};
+use super::index::{Document, Entry, Index, Layout, MONOLITH, Meta, MetaRead, PartName, PartStamp};
 use super::names::{INDEX_KEY, META_KEY, NAMESPACE_FILE, is_ignored_by_discovery};
 use super::path::RelPath;
 use super::{shards, timestamp};
@@ -56,6 +56,14 @@ pub struct RemoteIndex {
     pub index: Index,
     /// The documents that are not those of the known index.
     pub fresh: Fresh,
+}
+
+/// One document with everything that `index` says, for a cache directory: as it came from the bucket, where it came as one.
+pub fn index_copy(index: &Index, fresh: &Fresh) -> Bytes {
+    match fresh.get(MONOLITH) {
+        Some(bytes) if index.layout() == Layout::Monolith && !index.was_scrubbed() => bytes.clone(),
+        _ => index.to_bytes().into(),
+    }
 }
 
 /// Reads the index, without what is still the same as in `known`.

@@ -166,12 +166,15 @@ pub(super) async fn read_touched(
             wanted.extend(below.cloned());
         }
     }
-    let unsettled = |part: &Part| !part.listed || part.document.was_scrubbed();
-    wanted.extend(known.parts().iter().filter(|(_, part)| unsettled(part)).map(|(name, _)| name.clone()));
+    let is_listed = |name: &PartName| meta.partitions.contains(name);
+    let unsettled = |name: &PartName, part: &Part| !part.listed || !is_listed(name) || part.document.was_scrubbed();
+    wanted.extend(known.parts().iter().filter(|(name, part)| unsettled(name, part)).map(|(name, _)| name.clone()));
+    let counts = |name: &PartName| is_listed(name) || partition::is_read_unlisted(name);
+    wanted.retain(counts);
     let read: Vec<(PartName, Shard)> = stream::iter(wanted)
         .map(|name| {
-            let listed = meta.partitions.contains(&name);
-            // What is not listed was thinned out when it was read, and is looked at as a whole.
+            let listed = is_listed(&name);
+            // What is not listed is thinned out, and looked at as a whole.
             let part = known.parts().get(&name).filter(|part| part.listed && listed);
             async move {
                 let shard = read_shard(store, &name, listed, part, None).await?;
@@ -183,7 +186,7 @@ pub(super) async fn read_touched(
         .boxed()
         .await?;
     let mut parts = known.parts().clone();
-    parts.retain(|name, part| !part.listed || meta.partitions.contains(name));
+    parts.retain(|name, _| counts(name));
     let mut fresh = Fresh::new();
     for (name, shard) in read {
         match shard {
@@ -192,7 +195,7 @@ pub(super) async fn read_touched(
                 parts.insert(name.clone(), part);
                 fresh.insert(name, bytes);
             }
-            Shard::Absent if meta.partitions.contains(&name) => {
+            Shard::Absent if is_listed(&name) => {
                 return Err(DatastoreError::ShardsMissing { count: 1, examples: vec![key_of(&name)] });
             }
             Shard::Absent => {

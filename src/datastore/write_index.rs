@@ -47,6 +47,19 @@ pub struct Edits {
     pub applied: Vec<RelPath>,
 }
 
+impl Edits {
+    /// Whether anything has to be written over `read`. Shards may have been written by an attempt of ours that ended before
+    /// the list: where paths are found in a shard that is not the known one, the list is written (again).
+    pub fn must_be_written(&self, read: &RemoteIndex) -> bool {
+        let index = &read.index;
+        let unsure = |path: &RelPath| index.touched_by(path.as_str()).iter().any(|name| read.fresh.contains_key(name));
+        let unlisted = || index.parts().values().any(|part| !part.listed);
+        !self.changed.is_empty()
+            || index.was_scrubbed()
+            || (index.layout() == Layout::Shards && (unlisted() || self.applied.iter().any(unsure)))
+    }
+}
+
 /// Writes `new`, which was made from `read` by `edits`. Repeating it with what is then read does no harm.
 ///
 /// # Errors

@@ -11,8 +11,7 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep};
 
 use crate::datastore::{
-    DatastoreError, Edits, Entry, Index, IndexRead, Layout, RelPath, RemoteIndex, Seen, Writer, read_for_commit,
-    write_index,
+    DatastoreError, Edits, Entry, Index, IndexRead, RelPath, RemoteIndex, Seen, Writer, read_for_commit, write_index,
 };
 use crate::store::{Fingerprint, ObjectStore, StoreError, StoreErrorKind};
 
@@ -137,7 +136,7 @@ pub async fn commit(
             }
             outcomes.push(outcome);
         }
-        if exists && !must_write(&read, &edits) {
+        if exists && !edits.must_be_written(&read) {
             return Ok(Committed { remote: read, outcomes, wrote: undecided });
         }
         if exists {
@@ -152,17 +151,6 @@ pub async fn commit(
         }
     }
     Err(DatastoreError::Changed)
-}
-
-/// Whether anything has to be written. Shards may have been written by an attempt of ours that ended before the list: where
-/// rows are found in a shard that is not the known one, the list is written (again).
-fn must_write(read: &RemoteIndex, edits: &Edits) -> bool {
-    let index = &read.index;
-    let unsure = |path: &RelPath| index.touched_by(path.as_str()).iter().any(|name| read.fresh.contains_key(name));
-    !edits.changed.is_empty()
-        || index.was_scrubbed()
-        || (index.layout() == Layout::Shards
-            && (index.parts().values().any(|part| !part.listed) || edits.applied.iter().any(unsure)))
 }
 
 /// New files of ours whose name is that of a directory by now, because of what others put below it: both cannot be shown.

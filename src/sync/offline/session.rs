@@ -6,10 +6,9 @@
 use std::path::Path;
 
 use super::{OfflineError, OfflineOptions, disk};
-use crate::datastore::index::MONOLITH;
 use crate::datastore::{
     CacheDir, Datastore, DatastoreError, Flavour, Fresh, Index, IndexRead, Layout, RemoteIndex, Seen, Sidecar, Vouched,
-    current_digest, discover, read_index, timestamp, verify_complete,
+    current_digest, discover, index_copy, read_index, timestamp, verify_complete,
 };
 use crate::sync::merge::Known;
 
@@ -168,10 +167,7 @@ impl<'a> Session<'a> {
         if !remote.published {
             return Ok(());
         }
-        let copy = match remote.fresh.get(MONOLITH) {
-            Some(bytes) if !remote.index.was_scrubbed() => bytes.clone(),
-            _ => remote.index.to_bytes().into(),
-        };
+        let copy = index_copy(&remote.index, &remote.fresh);
         disk(self.cache.write_index_copy(&copy), "write the index copy in", self.cache.path())
     }
 
