@@ -81,7 +81,7 @@ pub fn contents(scale: &Scale, report: &mut Report) -> Result<()> {
     lab.file(BIG, bytes(0, scale.big as usize))?;
     lab.index();
     let mut mounts = Vec::new();
-    for subject in [Subject::Native, Subject::Swamp, Subject::SwampReadOnly] {
+    for subject in [Subject::Native, Subject::Swamp, Subject::SwampPassthrough, Subject::SwampReadOnly] {
         let mounted = subject.mount(&lab)?;
         if subject == Subject::Native {
             fill(&mounted, scale)?;
@@ -122,7 +122,7 @@ pub fn writes(scale: &Scale, report: &mut Report) -> Result<()> {
     report.row(rows[0], format!("write {} MiB, then fsync", scale.big >> 20), Some(("native", 1.11)));
     report.row(rows[1], format!("create, write, close of {} files of 4 KiB", scale.files), Some(("native", 6.0)));
     for repetition in 0..scale.repeat {
-        for subject in [Subject::Native, Subject::Swamp] {
+        for subject in [Subject::Native, Subject::Swamp, Subject::SwampPassthrough] {
             // A new mount each time: this disk creates files slowly soon after many were deleted.
             let lab = Lab::new()?;
             let mounted = subject.mount(&lab)?;

@@ -36,7 +36,8 @@ pub fn sessions(scale: &Scale, report: &mut Report) -> Result<()> {
             report.row(&format!("{prefix}/{step}"), load, None);
         }
         for _ in 0..scale.repeat {
-            for subject in [Subject::Native, Subject::Swamp, Subject::Rclone, Subject::S3fs] {
+            for subject in [Subject::Native, Subject::Swamp, Subject::SwampPassthrough, Subject::Rclone, Subject::S3fs]
+            {
                 if !subject.installed() {
                     eprintln!("    {} is not installed: left out", subject.name());
                     continue;
@@ -102,7 +103,7 @@ fn session(subject: Subject, files: usize, big: u64, latency: u64, prefix: &str,
     names.push("written".to_owned());
     if !native {
         step("in-bucket", &mut || match subject {
-            Subject::Swamp => mounted.flush(),
+            Subject::Swamp | Subject::SwampPassthrough => mounted.flush(),
             _ => lab.wait_for(&names),
         })?;
         report.sample(&format!("{prefix}/mount-walk"), name, walked);

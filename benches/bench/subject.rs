@@ -20,6 +20,8 @@ pub enum Subject {
     Native,
     /// As it is by default.
     Swamp,
+    /// `--passthrough`.
+    SwampPassthrough,
     /// `--read-only`.
     SwampReadOnly,
     Rclone,
@@ -31,6 +33,7 @@ impl Subject {
         match self {
             Self::Native => "native",
             Self::Swamp => "swamp",
+            Self::SwampPassthrough => "swamp-passthrough",
             Self::SwampReadOnly => "swamp-ro",
             Self::Rclone => "rclone",
             Self::S3fs => "s3fs",
@@ -59,6 +62,7 @@ impl Subject {
         let mut command = match self {
             Self::Native => return None,
             Self::Swamp => swamp(&[]),
+            Self::SwampPassthrough => swamp(&["--passthrough"]),
             Self::SwampReadOnly => swamp(&["--read-only"]),
             Self::Rclone => {
                 let mut command = Command::new("rclone");

@@ -144,6 +144,10 @@ pub struct MountArgs {
     /// Log to this file [default: mount.log in the cache directory]
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+    /// Let the kernel read and write complete files by itself, as root on Linux 6.9 or later; what a program writes to an
+    /// open file after this process was killed may then go unnoticed
+    #[arg(long)]
+    pub passthrough: bool,
     #[arg(long, hide = true)]
     pub no_exec: bool,
     #[arg(long, hide = true)]
@@ -195,6 +199,7 @@ impl MountArgs {
             foreground: self.foreground,
             allow_other: self.allow_other,
             no_exec: self.no_exec,
+            passthrough: self.passthrough,
             no_atime: self.no_atime,
             log_file: self.log_file.as_deref().map(absolute).transpose()?,
             verbosity: self.store.verbose,

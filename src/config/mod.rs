@@ -263,6 +263,8 @@ pub struct MountConfig {
     pub allow_other: bool,
     /// No program may be executed from the mount.
     pub no_exec: bool,
+    /// The kernel may read and write complete files by itself, where it can.
+    pub passthrough: bool,
     /// Access times are not kept.
     pub no_atime: bool,
     /// Log file; `mount.log` in the cache root otherwise.

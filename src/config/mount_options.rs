@@ -44,7 +44,8 @@ const IGNORED: &[&str] = &[
 ];
 
 /// Long options that take no value.
-const FLAGS: &[&str] = &["read-only", "foreground", "force-path-style", "allow-other", "unsafe-no-conditional-writes"];
+const FLAGS: &[&str] =
+    &["read-only", "foreground", "force-path-style", "allow-other", "passthrough", "unsafe-no-conditional-writes"];
 
 /// Long options with a value.
 const VALUES: &[&str] = &[

@@ -7,14 +7,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite};
+use fuser::{Errno, FileHandle, OpenAccMode, OpenFlags, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite};
 
+use super::SwampFs;
 use super::errno::{of_fetch, of_io, of_volume, report};
-use super::{SwampFs, handles::Table};
 use crate::cache::is_no_space;
 use crate::sync::{Engine, fetch};
 use crate::tree::Ino;
-use crate::volume::{Handle, OpenOutcome, OpenRequest, Volume};
+use crate::volume::{Handle, OpenOutcome, OpenRequest};
 
 /// Read-ahead of a sequential reader: at first, and at most.
 const FIRST_WINDOW: u64 = 1 << 20;
@@ -28,7 +28,7 @@ impl SwampFs {
         // O_TRUNC empties the file for a reader too; the kernel has checked the permission to write.
         let request = OpenRequest { writable, truncate: flags.0 & libc::O_TRUNC != 0 };
         match self.volume.open(ino, request) {
-            Ok(OpenOutcome::Ready(handle)) => self.opened(handle, reply),
+            Ok(OpenOutcome::Ready(handle)) => self.opened(handle, flags, reply),
             Ok(OpenOutcome::Fetch(live)) => {
                 let (engine, volume, files) =
                     (Arc::clone(&self.engine), Arc::clone(&self.volume), Arc::clone(&self.files));
@@ -38,9 +38,7 @@ impl SwampFs {
                     }
                     // `live` is held meanwhile: what was just fetched is not evicted.
                     match volume.open(ino, request) {
-                        Ok(OpenOutcome::Ready(handle)) => {
-                            reply.opened(files.insert(handle), FopenFlags::FOPEN_KEEP_CACHE)
-                        }
+                        Ok(OpenOutcome::Ready(handle)) => files.answer(handle, flags, reply),
                         Ok(OpenOutcome::Fetch(_)) => reply.error(Errno::EIO),
                         Err(error) => reply.error(report("open", ino.0, &error)),
                     }
@@ -51,8 +49,7 @@ impl SwampFs {
     }
 
     /// A small file that is not here is fetched before open returns, so that an error is an error of open.
-    fn opened(&self, handle: Handle, reply: ReplyOpen) {
-        let keep = FopenFlags::FOPEN_KEEP_CACHE;
+    fn opened(&self, handle: Handle, flags: OpenFlags, reply: ReplyOpen) {
         let fetch_first = {
             let state = handle.live.state();
             !state.complete && state.version.as_ref().is_some_and(|v| v.entry.size <= fetch::SMALL)
@@ -61,22 +58,21 @@ impl SwampFs {
         if !handle.writable && fetch::may_change_unnoticed(&handle.live) {
             self.runtime.spawn(async move {
                 if engine.superseded(&handle.live).await {
-                    release(&volume, &handle);
+                    volume.release(&handle);
                     return reply.error(Errno::ESTALE);
                 }
-                reply.opened(files.insert(handle), keep | FopenFlags::FOPEN_NOFLUSH)
+                files.answer(handle, flags, reply);
             });
             return;
         }
         if !fetch_first {
-            let flush = if handle.writable { keep } else { keep | FopenFlags::FOPEN_NOFLUSH };
-            return reply.opened(self.files.insert(handle), flush);
+            return files.answer(handle, flags, reply);
         }
         self.runtime.spawn(async move {
             match engine.ready(&handle.live).await {
-                Ok(()) => reply.opened(files.insert(handle), keep | FopenFlags::FOPEN_NOFLUSH),
+                Ok(()) => files.answer(handle, flags, reply),
                 Err(error) => {
-                    release(&volume, &handle);
+                    volume.release(&handle);
                     // ESTALE makes the kernel look the name up again and open what is there now.
                     reply.error(of_fetch(&error));
                 }
@@ -197,11 +193,7 @@ impl SwampFs {
     }
 
     pub(super) fn release_file(&self, fh: FileHandle, reply: ReplyEmpty) {
-        if let Some(handle) = self.files.remove(fh) {
-            crate::fail_point!("release.before");
-            self.volume.release(&handle);
-            crate::fail_point!("release.after");
-        }
+        self.files.close(fh);
         reply.ok();
     }
 
@@ -282,11 +274,6 @@ async fn wait_for_bucket(engine: &Arc<Engine>, reply: ReplyEmpty) {
     }
 }
 
-/// Ends a handle that the kernel never got a number for.
-fn release(volume: &Volume, handle: &Handle) {
-    volume.release(handle);
-}
-
 /// Writes as much as there is room for; an error only when that is nothing.
 fn write_at(file: &File, data: &[u8], offset: u64) -> std::io::Result<usize> {
     let mut written = 0;
@@ -318,6 +305,3 @@ fn read_here(file: &File, range: &std::ops::Range<u64>, reply: ReplyData) {
     }
     reply.data(&buffer[..filled]);
 }
-
-/// Open files by number.
-pub(super) type Files = Table<Handle>;

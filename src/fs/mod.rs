@@ -7,7 +7,9 @@ mod dirs;
 pub mod errno;
 mod handles;
 mod io;
+mod open_files;
 mod operations;
+mod passthrough;
 mod session;
 
 pub use session::{FsOptions, session_config};
@@ -32,15 +34,18 @@ pub struct SwampFs {
     engine: Arc<Engine>,
     volume: Arc<Volume>,
     runtime: Runtime,
-    files: Arc<io::Files>,
+    files: Arc<open_files::OpenFiles>,
     dirs: Table<dirs::Listing>,
+    wants_passthrough: bool,
 }
 
 impl SwampFs {
-    /// A file system on an engine; what must wait runs on `runtime`.
-    pub fn new(engine: Arc<Engine>, runtime: Runtime) -> Self {
+    /// A file system on an engine; what must wait runs on `runtime`. `passthrough`: the kernel may read and write complete
+    /// files by itself, where it can; the process must then survive SIGIO.
+    pub fn new(engine: Arc<Engine>, runtime: Runtime, passthrough: bool) -> Self {
         let volume = Arc::clone(engine.volume());
-        Self { engine, volume, runtime, files: Arc::default(), dirs: Table::default() }
+        let files = Arc::new(open_files::OpenFiles::new(&engine, &runtime));
+        Self { engine, volume, runtime, files, dirs: Table::default(), wants_passthrough: passthrough }
     }
 }
 

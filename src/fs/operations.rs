@@ -13,6 +13,7 @@ use fuser::{
 
 use super::dirs::Listing;
 use super::errno::{of_volume, report};
+use super::passthrough::Way;
 use super::{SwampFs, TTL, attr, file_type, ino, nanos};
 use crate::cache::rows::Kind;
 use crate::datastore::now_nanos;
@@ -70,6 +71,12 @@ impl Filesystem for SwampFs {
         if config.add_capabilities(InitFlags::FUSE_EXPLICIT_INVAL_DATA).is_err() {
             tracing::debug!("no explicit invalidation of pages");
         }
+        if self.wants_passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok()
+        {
+            self.files.allow_passthrough();
+        }
         Ok(())
     }
 
@@ -82,6 +89,7 @@ impl Filesystem for SwampFs {
     }
 
     fn forget(&self, _req: &Request, number: INodeNo, nlookup: u64) {
+        self.files.forget(ino(number));
         self.volume.forget(ino(number), nlookup);
     }
 
@@ -376,8 +384,15 @@ impl Filesystem for SwampFs {
         match made {
             Ok((stat, handle)) => {
                 debug_assert_eq!(stat.kind, Kind::File);
-                let fh = self.files.insert(handle);
-                reply.created(&TTL, &attr(&stat), GENERATION, fh, FopenFlags::FOPEN_KEEP_CACHE);
+                let opened = self.files.open(handle, OpenFlags(flags), |file| reply.open_backing(file));
+                match opened {
+                    Ok((fh, Way::Cached(keep))) => reply.created(&TTL, &attr(&stat), GENERATION, fh, keep),
+                    Ok((fh, Way::Through(backing))) => {
+                        let flags = FopenFlags::FOPEN_NOFLUSH;
+                        reply.created_passthrough(&TTL, &attr(&stat), GENERATION, fh, flags, &backing);
+                    }
+                    Err(error) => reply.error(report("create", name.display(), &error)),
+                }
             }
             Err(error) => reply.error(report("create", name.display(), &error)),
         }

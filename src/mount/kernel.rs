@@ -34,7 +34,8 @@ pub(super) struct Kernel {
 pub(super) async fn mount(config: &MountConfig, path: &Path, engine: &Arc<Engine>) -> Result<Kernel, MountError> {
     let failed = |reason: String| MountError::Fuse { mountpoint: path.to_owned(), reason };
     let options = session_options(config);
-    let fs = SwampFs::new(Arc::clone(engine), Handle::current());
+    let passthrough = config.passthrough && survive_leases();
+    let fs = SwampFs::new(Arc::clone(engine), Handle::current(), passthrough);
     let at = path.to_owned();
     let session = tokio::task::spawn_blocking(move || {
         if rustix::process::geteuid().is_root() {
@@ -72,6 +73,19 @@ pub(super) async fn mount(config: &MountConfig, path: &Path, engine: &Arc<Engine
         tracing::error!("{error}");
     }
     Err(failed(format!("the mount does not answer: {problem}")))
+}
+
+/// Passthrough asks for leases on files to learn whether they are still in use; somebody who opens one at that moment makes
+/// the kernel send SIGIO, which ends a process that does not handle it.
+fn survive_leases() -> bool {
+    // Once registered, the handler stays for the life of the process.
+    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::io()) {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(%error, "no passthrough: SIGIO cannot be handled");
+            false
+        }
+    }
 }
 
 fn session_options(config: &MountConfig) -> fuser::Config {

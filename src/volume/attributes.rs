@@ -85,7 +85,12 @@ impl Volume {
     /// # Errors
     /// `Stale` when the inode is unknown.
     pub fn stat(&self, ino: Ino) -> Result<Stat> {
-        self.stat_locked(&self.lock(), ino)
+        let mut inner = self.lock();
+        let id = inner.tree.get(ino).and_then(|n| n.content()).and_then(|c| c.id);
+        if let Some(live) = id.and_then(|id| inner.live.get(&id)).filter(|live| live.take_untold()).cloned() {
+            self.note_unseen(&mut inner, ino, &live);
+        }
+        self.stat_locked(&inner, ino)
     }
 
     pub(super) fn stat_locked(&self, inner: &Inner, ino: Ino) -> Result<Stat> {
@@ -188,7 +193,10 @@ impl Volume {
 
     fn set_local_mtime(&self, inner: &mut Inner, ino: Ino, mtime: Option<i64>) -> Result<()> {
         let (Some(mtime), Some(id)) = (mtime, inner.local_content(ino)) else { return Ok(()) };
-        self.restamp(inner, id, mtime)?;
+        match inner.live.get(&id) {
+            Some(live) => live.set_mtime(mtime).map_err(VolumeError::content("set the mtime of"))?,
+            None => self.restamp(inner, id, mtime)?,
+        }
         if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
             content.remote.mtime = mtime;
         }

@@ -10,6 +10,7 @@ use super::delta::Changes;
 use super::fetching::InUse;
 use super::inner::Inner;
 use super::live::{FetchState, LiveContent};
+use super::rebase::Notice;
 use super::recording::complete_stamp;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, NodeRow};
@@ -25,10 +26,21 @@ pub struct Handle {
     pub live: Arc<LiveContent>,
     /// Opened for writing.
     pub writable: bool,
+    /// The kernel writes through it by itself; how.
+    pub unseen: Option<Unseen>,
     /// Where the last read ended, to see sequential readers.
     pub last_end: AtomicU64,
     /// How far ahead of a sequential reader is fetched, in bytes.
     pub window: AtomicU64,
+}
+
+/// How the kernel writes by itself through a handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unseen {
+    /// By write(2) and its kin alone.
+    Written,
+    /// Through shared mappings too.
+    Mappable,
 }
 
 /// How a file is opened.
@@ -56,7 +68,7 @@ impl Volume {
             live.add_writer();
         }
         inner.tree.count_open(ino, 1);
-        Handle { ino, live, writable, last_end: AtomicU64::new(0), window: AtomicU64::new(0) }
+        Handle { ino, live, writable, unseen: None, last_end: AtomicU64::new(0), window: AtomicU64::new(0) }
     }
 
     /// Opens a file.
@@ -304,13 +316,24 @@ impl Volume {
 
     /// Bytes up to `end` were written through a handle: ctime moves, and privileges are taken away as POSIX asks.
     pub fn written(&self, handle: &Handle, end: u64) {
-        self.changed.notify_one();
         let mut inner = self.lock();
         self.note_growth(&mut inner, &handle.live, end);
-        inner.touch_ctime(handle.ino);
-        if let Some(mode) =
-            inner.tree.get_mut(handle.ino).and_then(|n| n.attrs.as_deref_mut()).and_then(|a| a.mode.as_mut())
-        {
+        self.note_written(&mut inner, handle.ino);
+    }
+
+    /// The kernel wrote to a content by itself: the same as [`Volume::written`], however much it was.
+    pub(super) fn note_unseen(&self, inner: &mut Inner, ino: Ino, live: &LiveContent) {
+        match live.stat() {
+            Ok((size, _)) => self.note_growth(inner, live, size),
+            Err(error) => tracing::warn!(%error, "cannot see how much was written to a content"),
+        }
+        self.note_written(inner, ino);
+    }
+
+    fn note_written(&self, inner: &mut Inner, ino: Ino) {
+        self.changed.notify_one();
+        inner.touch_ctime(ino);
+        if let Some(mode) = inner.tree.get_mut(ino).and_then(|n| n.attrs.as_deref_mut()).and_then(|a| a.mode.as_mut()) {
             *mode &= !0o4000;
             if *mode & 0o010 != 0 {
                 *mode &= !0o2000;
@@ -318,16 +341,43 @@ impl Volume {
         }
     }
 
+    /// From now on the kernel writes through this handle by itself. Before it is told that it may.
+    ///
+    /// # Errors
+    /// Disk errors; then it must not.
+    pub fn write_unseen(&self, handle: &mut Handle, how: Unseen) -> Result<()> {
+        handle.live.begin_unseen(how == Unseen::Mappable).map_err(VolumeError::content("stat"))?;
+        handle.unseen = Some(how);
+        Ok(())
+    }
+
+    /// Looks for what the kernel wrote by itself. Returns the files whose attributes it does not show yet.
+    pub fn notice_unseen(&self) -> Vec<Notice> {
+        let mut inner = self.lock();
+        let written: Vec<_> = inner.live.values().filter(|live| live.take_untold()).map(Arc::clone).collect();
+        written.iter().for_each(|live| self.note_unseen(&mut inner, live.ino, live));
+        written.iter().map(|live| Notice::Inode(live.ino)).collect()
+    }
+
     /// Closes a handle.
     pub fn release(&self, handle: &Handle) {
         let mut inner = self.lock();
         let live = &handle.live;
+        if live.take_untold() {
+            self.note_unseen(&mut inner, handle.ino, live);
+        }
+        if handle.unseen == Some(Unseen::Mappable) {
+            live.unmapped();
+        }
         if handle.writable
             && live.drop_writer() == 0
             && let Err(error) = self.settle(&mut inner, handle.ino, live)
         {
             // The suspect mark stays: the next push compares the bytes.
             tracing::warn!(%error, "cannot record the end of writing");
+        }
+        if let Some(how) = handle.unseen {
+            live.end_unseen(how == Unseen::Mappable);
         }
         live.drop_handle();
         if live.handles() == 0 {

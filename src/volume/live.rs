@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::unseen::UnseenWrites;
 use crate::cache::rows::Version;
 use crate::cache::{ContentId, RangeSet};
 use crate::tree::Ino;
@@ -98,6 +99,9 @@ pub struct LiveContent {
     storing: AtomicU32,
     /// Held by whoever reads a block past the file.
     pub streaming: tokio::sync::Mutex<()>,
+    unseen: UnseenWrites,
+    /// Unseen writes were found that the attributes do not show yet.
+    untold: AtomicBool,
     last_write: Mutex<Option<Instant>>,
 }
 
@@ -139,6 +143,8 @@ impl LiveContent {
             replaced: AtomicBool::new(false),
             storing: AtomicU32::new(0),
             streaming: tokio::sync::Mutex::default(),
+            unseen: UnseenWrites::default(),
+            untold: AtomicBool::new(false),
             last_write: Mutex::new(None),
         }
     }
@@ -181,24 +187,92 @@ impl LiveContent {
         result
     }
 
-    /// A point in time without a write under way; `None` while there is one.
+    /// A change that was not made through [`LiveContent::modify`].
+    fn count_change(&self) {
+        self.modify(|_| self.untold.store(true, Ordering::SeqCst));
+    }
+
+    /// Looks for writes that the kernel did by itself; they count from here on.
+    fn look(&self) {
+        self.unseen.look(&self.file, || self.count_change());
+    }
+
+    /// The kernel will write to the file by itself; `mappable`: also through shared mappings.
+    ///
+    /// # Errors
+    /// Disk errors; then it must not.
+    pub(super) fn begin_unseen(&self, mappable: bool) -> std::io::Result<()> {
+        if !self.unseen.begin(&self.file, mappable)? {
+            self.modify(|_| ());
+        }
+        Ok(())
+    }
+
+    /// Before the last look at what was written: a mapping that a push overtook makes the content count as changed.
+    pub(super) fn unmapped(&self) {
+        if self.unseen.take_carried() {
+            self.modify(|_| ());
+        }
+    }
+
+    pub(super) fn end_unseen(&self, mappable: bool) {
+        self.unseen.end(mappable);
+    }
+
+    /// Whether the kernel may be writing by itself.
+    pub fn has_unseen_writers(&self) -> bool {
+        self.unseen.any()
+    }
+
+    /// Whether unseen writes were found since the last call.
+    pub(super) fn take_untold(&self) -> bool {
+        self.look();
+        self.untold.swap(false, Ordering::SeqCst)
+    }
+
+    /// Sets the mtime (ns since the epoch) as the kernel asked: no change of the bytes.
+    pub(super) fn set_mtime(&self, nanos: i64) -> std::io::Result<()> {
+        let set = |file: &File| super::attributes::set_mtime(file, nanos);
+        self.unseen.quietly(&self.file, || self.count_change(), set)
+    }
+
+    /// The same as [`LiveContent::stable`], also where the kernel writes by itself: then it waits for the disk. Proves that
+    /// whatever had been written by then can be read.
+    pub fn stable_on_disk(&self) -> Option<Stable> {
+        let before = self.stable()?;
+        if self.has_unseen_writers() {
+            if let Err(error) = self.unseen.wait(&self.file) {
+                tracing::warn!(%error, "cannot wait for the writers of a content");
+                return None;
+            }
+            return self.unchanged_since(before).then_some(before);
+        }
+        Some(before)
+    }
+
+    /// A point in time without a write under way; `None` while there is one. See [`LiveContent::stable_on_disk`] for what
+    /// the kernel writes by itself.
     pub fn stable(&self) -> Option<Stable> {
+        self.look();
         let ended = self.ended.load(Ordering::SeqCst);
         (self.begun.load(Ordering::SeqCst) == ended).then_some(Stable(ended))
     }
 
     /// Whether nothing was written since.
     pub fn unchanged_since(&self, stable: Stable) -> bool {
+        self.look();
         self.begun.load(Ordering::SeqCst) == stable.0
     }
 
     /// Whether anything was written that no push carried away.
     pub fn is_dirty(&self) -> bool {
+        self.look();
         self.dirty.load(Ordering::SeqCst)
     }
 
     /// A push carried the bytes of `stable` away. Returns whether they still are all there is.
     pub(super) fn clean_if_unchanged(&self, stable: Stable) -> bool {
+        self.unseen.note_carried();
         let was = self.dirty.swap(false, Ordering::SeqCst);
         // A write that begins after the swap sets the flag again by itself; one that began before is seen here.
         if self.unchanged_since(stable) {
@@ -210,6 +284,7 @@ impl LiveContent {
 
     /// When the last write ended.
     pub fn last_write(&self) -> Option<Instant> {
+        self.look();
         *self.last_write.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -24,19 +24,21 @@ mod reconcile;
 mod recording;
 mod rename;
 mod space;
+mod unseen;
 
 pub use attributes::{SetAttributes, Stat};
 pub use committed::Undone;
 pub use error::VolumeError;
 pub use eviction::Room;
 pub use fetching::{Census, InUse};
-pub use files::{Handle, OpenOutcome, OpenRequest};
+pub use files::{Handle, OpenOutcome, OpenRequest, Unseen};
 pub use live::{FailureCause, FetchState, LiveContent, MustStore, Stable};
 pub use load::VolumeOptions;
 pub use naming::DirEntry;
 pub use pushing::{Outcome, PlannedPut, PlannedRow, PushPlan, PushSelection, Settled};
 pub use rebase::{NewBase, Notice};
 pub use rename::RenameMode;
+pub use unseen::{is_held_elsewhere, keeps_times};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -64,7 +64,7 @@ impl Engine {
             if attempt > 0 {
                 tokio::time::sleep(Duration::from_millis(100) * attempt).await;
             }
-            let Some(stable) = live.stable() else { continue };
+            let Some(stable) = stable(live).await else { continue };
             let (size, mtime) = live.stat().map_err(|e| Failed::Row(format!("cannot read the cache: {e}")))?;
             let snapshot = size <= SNAPSHOT_MAX;
             let body = if snapshot {
@@ -211,6 +211,15 @@ fn keep_while_open(live: &Arc<LiveContent>, stable: Stable) -> Option<(Arc<LiveC
     // In this order: who closes it after the first look has done all writing before the second.
     let others = live.handles() > 1;
     (others || !live.unchanged_since(stable)).then(|| (Arc::clone(live), stable))
+}
+
+/// A moment in which nobody was writing. Waiting for what the kernel writes by itself takes the disk's time.
+async fn stable(live: &Arc<LiveContent>) -> Option<Stable> {
+    if !live.has_unseen_writers() {
+        return live.stable();
+    }
+    let live = Arc::clone(live);
+    tokio::task::spawn_blocking(move || live.stable_on_disk()).await.ok().flatten()
 }
 
 async fn read_whole(file: Arc<std::fs::File>, size: u64) -> Result<bytes::Bytes, String> {
