@@ -65,6 +65,10 @@ impl SwampFs {
             });
             return;
         }
+        if !handle.writable {
+            let _in_runtime = self.runtime.enter();
+            engine.opened_in_order(handle.ino, fetch_first);
+        }
         if !fetch_first {
             return files.answer(handle, flags, reply);
         }

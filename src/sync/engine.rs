@@ -81,6 +81,7 @@ pub struct Engine {
     pub(super) downloads: Arc<Semaphore>,
     /// What was read past the full cache.
     pub(super) blocks: super::fetch::Blocks,
+    pub(super) read_ahead: super::readahead::ReadAhead,
     /// Held while the base is read, merged or replaced.
     pub(super) index_gate: tokio::sync::Mutex<()>,
     /// Held by the push that is under way.
@@ -121,6 +122,7 @@ impl Engine {
             .map_err(|e| crate::store::StoreError::other("load the state", "", e.to_string()))??;
         let engine = Arc::new(Self {
             downloads: Arc::new(Semaphore::new(options.download_concurrency.max(1))),
+            read_ahead: super::readahead::ReadAhead::new(options.download_concurrency),
             options,
             datastore,
             store,
@@ -249,6 +251,7 @@ impl Engine {
             .collect();
         let hidden_count = hidden.len() as u64;
         hidden.truncate(LISTED);
+        let (read_ahead_bytes, read_ahead_unused_bytes) = self.read_ahead.bytes();
         let journal = self.journal();
         Status {
             source: self.datastore.bucket().describe(),
@@ -263,6 +266,8 @@ impl Engine {
             cache_limit: self.options.cache_size,
             evicted_files: census.evicted.0,
             evicted_bytes: census.evicted.1,
+            read_ahead_bytes,
+            read_ahead_unused_bytes,
             pending: self.pending(),
             local_only: census.local_only,
             conflicts: journal.conflicts.iter().cloned().collect(),

@@ -1,6 +1,6 @@
 //! Between a local copy and the bucket: what to transfer, in which order, and what to do when others were faster.
 //!
-//! Depends on `volume`, `datastore` and `store`. The engine of a mount is `engine`, with `fetch`, `refresh`, `push` and the
+//! Depends on `volume`, `datastore` and `store`. The engine of a mount is `engine`, with `fetch`, `readahead`, `refresh`, `push` and the
 //! `background` tasks; the small modules `base`, `upload`, `merge`, `remove_object` and `hash` take plain data and are
 //! shared by everything that pushes, also without a mount (`offline`).
 
@@ -16,6 +16,7 @@ pub mod migrate;
 mod notify;
 pub mod offline;
 mod push;
+mod readahead;
 mod refresh;
 pub mod remove_object;
 pub mod status;

@@ -72,6 +72,12 @@ pub struct Status {
     pub evicted_files: u64,
     /// Their bytes.
     pub evicted_bytes: u64,
+    /// Bytes of files that were fetched before anybody opened them.
+    #[serde(default)]
+    pub read_ahead_bytes: u64,
+    /// Those of them that nobody opened since.
+    #[serde(default)]
+    pub read_ahead_unused_bytes: u64,
     /// What is not in the bucket yet.
     pub pending: Pending,
     /// Files that never leave this machine.

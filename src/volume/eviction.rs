@@ -108,7 +108,7 @@ impl Volume {
     }
 
     /// How many bytes have to go before `more` can come.
-    fn shortage(&self, inner: &Inner, more: u64) -> u64 {
+    pub(super) fn shortage(&self, inner: &Inner, more: u64) -> u64 {
         let total = inner.space.total() + more;
         let above_limit = self.options.cache_size.map_or(0, |limit| total.saturating_sub(limit));
         let disk = match rustix::fs::fstatvfs(self.contents.dir()) {

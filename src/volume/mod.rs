@@ -6,6 +6,7 @@
 //! still names. Lock order: `Volume::inner` (the volume lock) before the state lock of one [`LiveContent`]; neither is
 //! held across a network wait or a kernel notification.
 
+mod ahead;
 mod attributes;
 mod committed;
 mod conflict;
@@ -26,6 +27,7 @@ mod rename;
 mod space;
 mod unseen;
 
+pub use ahead::FileAhead;
 pub use attributes::{SetAttributes, Stat};
 pub use committed::Undone;
 pub use error::VolumeError;

@@ -1,0 +1,89 @@
+//! Which files a program that reads a tree in order comes to next.
+//!
+//! Part of the volume. Invariant: a look costs a bounded number of steps under the volume lock, however large the tree.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::fetching::InUse;
+use super::inner::Inner;
+use super::{Result, Volume, VolumeError};
+use crate::cache::rows::Kind;
+use crate::tree::Ino;
+
+/// How many directories upwards the order is followed.
+const CLIMB: usize = 2;
+
+/// A file that comes later in the order of the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileAhead {
+    /// Its inode.
+    pub ino: Ino,
+    /// Bytes that would have to be fetched; `None`: they are here, or on their way.
+    pub missing: Option<u64>,
+}
+
+impl Volume {
+    /// At most `count` files that follow `ino` in the order of listings, depth first, and the files of the directories
+    /// that follow its own.
+    pub fn files_after(&self, ino: Ino, count: usize) -> Vec<FileAhead> {
+        let inner = self.lock();
+        let mut found = Vec::new();
+        let mut steps = 4 * count + 64;
+        let mut at = ino;
+        for _ in 0..=CLIMB {
+            let Some(node) = inner.tree.get(at).filter(|node| node.linked && at != crate::tree::ROOT) else { break };
+            let after = Bound::Excluded(&*node.name);
+            collect(&inner, node.parent, after, count, &mut steps, &mut found);
+            at = node.parent;
+        }
+        found
+    }
+
+    /// The content of a file that is to be fetched before somebody opens it. `None` when `bytes`, of it and of all that is
+    /// fetched ahead now, do not fit: nothing is evicted for what nobody asked for.
+    ///
+    /// # Errors
+    /// `Stale`, disk errors.
+    pub fn content_ahead(self: &Arc<Self>, ino: Ino, bytes: u64) -> Result<Option<InUse>> {
+        let mut inner = self.lock();
+        if !inner.tree.get(ino).is_some_and(|node| node.linked) {
+            return Err(VolumeError::Stale);
+        }
+        if self.shortage(&inner, bytes) > 0 {
+            return Ok(None);
+        }
+        let live = self.live_for(&mut inner, ino)?;
+        Ok(Some(self.in_use(&live)))
+    }
+}
+
+fn collect(inner: &Inner, dir: Ino, after: Bound<&str>, count: usize, steps: &mut usize, found: &mut Vec<FileAhead>) {
+    let Some(children) = inner.tree.get(dir).and_then(|node| node.children()) else { return };
+    for child in children.range::<str, _>((after, Bound::Unbounded)).map(|(_, ino)| *ino) {
+        if found.len() >= count || *steps == 0 {
+            return;
+        }
+        *steps -= 1;
+        match inner.tree.kind(child) {
+            Some(Kind::Dir) => collect(inner, child, Bound::Unbounded, count, steps, found),
+            Some(Kind::File) => found.push(FileAhead { ino: child, missing: missing(inner, child) }),
+            Some(Kind::Symlink) | None => {}
+        }
+    }
+}
+
+fn missing(inner: &Inner, ino: Ino) -> Option<u64> {
+    let content = inner.tree.get(ino)?.content()?;
+    let here = match content.id {
+        Some(id) => match inner.live.get(&id) {
+            Some(live) => {
+                let state = live.state();
+                state.complete || !state.in_flight.is_empty()
+            }
+            None => inner.content_rows.get(&id).is_some_and(|row| row.present.is_none()),
+        },
+        None => false,
+    };
+    (!here).then_some(content.remote.size)
+}
