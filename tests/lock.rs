@@ -214,6 +214,29 @@ async fn a_lost_answer_to_a_renewal_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_release_that_got_no_answer_makes_its_own_process_wait_for_nothing() {
+    each(async |kind| {
+        let store = HookedStore::new(kind).await;
+        let lock = take(&store, 1).await.unwrap();
+        store.lose_answer("delete", LOCK_KEY);
+        lock.release().await;
+        assert!(store.text(LOCK_KEY).is_none());
+        // And one that did not arrive.
+        let lock = take(&store, 1).await.unwrap();
+        store.hook(|_, _, _| Verdict::Fail(StoreErrorKind::Unreachable));
+        lock.release().await;
+        store.unhook();
+        assert!(store.text(LOCK_KEY).is_some());
+        let start = Instant::now();
+        let lock = take(&store, 60).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(1));
+        assert_eq!(LockBody::parse(store.text(LOCK_KEY).unwrap().as_bytes()).unwrap().nonce, lock.nonce());
+        lock.release().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_forced_release_takes_only_the_expected_lock() {
     each(async |kind| {
         let store = HookedStore::new(kind).await;

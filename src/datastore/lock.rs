@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::lock_abandoned as abandoned;
 use super::lock_body::{LockBody, LockStatus};
 use super::names::LOCK_KEY;
 use super::timestamp;
@@ -155,6 +156,15 @@ pub(super) async fn acquire_as(
         };
         if status.body.as_ref().is_some_and(|body| body.nonce == nonce) {
             return Ok(HeldLock::new(store, options.clone(), nonce, asked));
+        }
+        if let Some(own) = status.body.as_ref().map(|body| &body.nonce).filter(|nonce| abandoned::contains(nonce)) {
+            match store.delete(&options.key, status.fingerprint.as_ref()).await {
+                Err(error) if !error.is_not_found() => tracing::info!(%error, "an earlier lock of ours is still there"),
+                _ => {
+                    abandoned::forget(own);
+                    continue;
+                }
+            }
         }
         if start.elapsed() >= options.wait {
             let (key, holder) = (options.key.clone(), status.holder());
@@ -337,14 +347,16 @@ impl HeldLock {
         for _ in 0..3 {
             match self.delete_ours().await {
                 Ok(()) => return,
-                Err(error) if error.is_precondition() => {}
+                // Renewed meanwhile, or gone without an answer: the next look tells.
+                Err(error) if error.is_precondition() || error.kind == StoreErrorKind::Undecided => {}
                 Err(error) => {
                     tracing::warn!(%error, "the lock was not released; it goes stale by itself");
-                    return;
+                    return abandoned::remember(&self.nonce);
                 }
             }
         }
         tracing::warn!("the lock was not released because it keeps changing; it goes stale by itself");
+        abandoned::remember(&self.nonce);
     }
 
     async fn delete_ours(&self) -> Result<(), StoreError> {
@@ -368,6 +380,7 @@ impl Drop for HeldLock {
     fn drop(&mut self) {
         if let Some(heartbeat) = self.heartbeat.take() {
             heartbeat.abort();
+            abandoned::remember(&self.nonce);
             tracing::warn!(
                 key = self.options.key,
                 "a lock was dropped without being released; it goes stale by itself"

@@ -10,6 +10,7 @@ mod derived_shards;
 pub mod error;
 pub mod index;
 pub mod lock;
+mod lock_abandoned;
 pub mod lock_body;
 pub mod names;
 pub mod namespace;
