@@ -396,9 +396,9 @@ impl Volume {
         }
     }
 
-    /// The version that a pending deletion of a key is about.
-    pub fn pending_delete_of(&self, key: &str) -> Option<Fingerprint> {
-        self.lock().pending_deletes.get(key)?.replaced.as_ref()?.fingerprint.clone()
+    /// What a pending deletion of a key is about.
+    pub fn pending_delete_of(&self, key: &str) -> Option<Replaced> {
+        self.lock().pending_deletes.get(key)?.replaced.clone()
     }
 
     /// Objects that can be deleted now: nobody here reads or copies from them any more.

@@ -103,12 +103,21 @@ pub fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect()
 }
 
+fn index_of(bucket: &Bucket) -> Index {
+    bucket.bytes(INDEX_KEY).map_or_else(Index::empty, |bytes| Index::parse(&bytes).unwrap())
+}
+
+/// Another writer removes a file, lock or no lock.
+pub fn remove_foreign(bucket: &Bucket, name: &str) {
+    let mut index = index_of(bucket);
+    index.remove(name);
+    bucket.set(INDEX_KEY, index.to_bytes());
+    bucket.remove(name);
+}
+
 /// Another writer adds a file, lock or no lock.
 pub fn add_foreign(bucket: &Bucket, name: &str, text: &str) {
-    let mut index = match bucket.bytes(INDEX_KEY) {
-        Some(bytes) => Index::parse(&bytes).unwrap(),
-        None => Index::empty(),
-    };
+    let mut index = index_of(bucket);
     let entry = Entry {
         size: text.len() as u64,
         last_modified: timestamp::format_nanos(timestamp::now_nanos()),

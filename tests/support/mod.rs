@@ -9,6 +9,7 @@ pub mod faults;
 #[cfg(feature = "gcs")]
 pub mod gcs_server;
 pub mod hooked;
+pub mod host;
 pub mod machine;
 pub mod model;
 pub mod mount;

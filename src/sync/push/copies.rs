@@ -37,14 +37,7 @@ impl Engine {
         }
         let source = match &origin.fingerprint {
             Some(known) => Some(known.clone()),
-            None => {
-                match head_base(&*self.store, &origin.key, &origin.entry, self.volume.index_written_at(&origin.key))
-                    .await?
-                {
-                    BaseVersion::Found(fingerprint) => Some(fingerprint),
-                    BaseVersion::Missing | BaseVersion::Different(_) => None,
-                }
-            }
+            None => self.version_to_copy(&origin).await?,
         };
         let copied = match source {
             Some(source) => self.copy(&mut done, &origin, source, put, looked.clone()).await?,
@@ -69,6 +62,24 @@ impl Engine {
         }
         done.verdict = Verdict::OriginLost;
         Ok(done)
+    }
+
+    /// The version of an origin that nobody here ever saw: the one that we removed, or what a HEAD finds if the index, read
+    /// after it, still shows the entry.
+    async fn version_to_copy(&self, origin: &Version) -> Result<Option<Fingerprint>, Failed> {
+        if let Some(removed) = self.volume.pending_delete_of(&origin.key).filter(|left| left.entry == origin.entry) {
+            return Ok(removed.fingerprint);
+        }
+        let written_at = self.volume.index_written_at(&origin.key);
+        match head_base(&*self.store, &origin.key, &origin.entry, written_at).await? {
+            BaseVersion::Found(fingerprint) => {
+                self.refresh().await.map_err(|error| Failed::Row(error.to_string()))?;
+                let index = self.volume.base().index;
+                let shown = index.get(&origin.key).is_some_and(|entry| entry.same_version(&origin.entry));
+                Ok(shown.then_some(fingerprint))
+            }
+            BaseVersion::Missing | BaseVersion::Different(_) => Ok(None),
+        }
     }
 
     /// A copy of these bytes that an earlier push of ours made: its version.

@@ -191,7 +191,7 @@ impl Engine {
         }
         let Some(replaced) = &row.replaces else {
             // What was removed here before may not be deleted yet; it is ours to replace.
-            let left = self.volume.pending_delete_of(row.path.as_str());
+            let left = self.volume.pending_delete_of(row.path.as_str()).and_then(|left| left.fingerprint);
             return Ok(Some(left.map_or(Expect::Absent, Expect::Version)));
         };
         if let Some(known) = &replaced.fingerprint {
