@@ -60,8 +60,26 @@ impl Engine {
                 return Ok(done);
             }
         }
-        done.verdict = Verdict::OriginLost;
+        done.verdict = match done.row.upload.clone() {
+            Some(mark) => self.describe_left(&mut done, put, &mark).await?,
+            None => Verdict::OriginLost,
+        };
         Ok(done)
+    }
+
+    /// The renamed file is lost to another writer's change, and under its name may lie what an earlier push of ours
+    /// uploaded and could not commit. The entry from before would speak of bytes that are gone: it follows the object.
+    async fn describe_left(
+        &self,
+        done: &mut Transferred,
+        put: &PlannedPut,
+        mark: &UploadMark,
+    ) -> Result<Verdict, StoreError> {
+        let Some(left) = self.own_upload(done.row.path.as_str(), mark).await? else { return Ok(Verdict::OriginLost) };
+        done.origin_lost = true;
+        let (fingerprint, upload_id) = (Some(left.fingerprint), mark.id.clone());
+        let there = Uploaded { fingerprint: fingerprint.clone(), upload_id, confirmed: Some(Instant::now()) };
+        Ok(Verdict::Commit(Change::Put(new_entry(put, left.size, left.sha256), there), fingerprint))
     }
 
     /// The version of an origin that nobody here ever saw: the one that we removed, or what a HEAD finds if the index, read

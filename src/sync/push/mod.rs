@@ -224,6 +224,7 @@ impl Engine {
         let Verdict::Commit(change, fingerprint) = done.verdict else { return None };
         let path = done.row.path.clone();
         let outcome = match (outcome, change) {
+            (RowOutcome::Applied | RowOutcome::Superseded, _) if done.origin_lost => self.origin_lost(&path),
             (RowOutcome::Applied, Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _)) => {
                 Outcome::Put(Version { key: path.to_string(), entry, fingerprint })
             }
@@ -253,15 +254,17 @@ impl Engine {
         let path = refused.row.path.clone();
         let outcome = match refused.verdict {
             Verdict::Conflict => self.conflict(&path, left),
-            Verdict::OriginLost => {
-                self.note_conflict(format!(
-                    "{path}: the file that was renamed to it was changed in the bucket meanwhile; it keeps its old name there"
-                ));
-                Outcome::Superseded
-            }
+            Verdict::OriginLost => self.origin_lost(&path),
             Verdict::Commit(..) | Verdict::Again => return None,
         };
         Some(Settled { path, generation: refused.row.generation, read: None, copied: None, outcome })
+    }
+
+    fn origin_lost(&self, path: &RelPath) -> Outcome {
+        self.note_conflict(format!(
+            "{path}: the file that was renamed to it was changed in the bucket meanwhile; it keeps its old name there"
+        ));
+        Outcome::Superseded
     }
 
     fn conflict(&self, path: &RelPath, left: &mut Left) -> Outcome {

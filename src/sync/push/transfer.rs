@@ -42,6 +42,8 @@ pub(super) struct Transferred {
     pub read: Option<(Arc<LiveContent>, Stable)>,
     /// Where the object was copied from.
     pub copied: Option<Version>,
+    /// The rename is dropped; what is committed is the entry of an object that an earlier push of ours left.
+    pub origin_lost: bool,
     pub verdict: Verdict,
 }
 
@@ -202,7 +204,7 @@ impl Engine {
         looked: Option<BaseVersion>,
     ) -> Result<Transferred, Failed> {
         let seen = seen_entry(&row, &self.volume.base().index);
-        let mut done = Transferred { seen, row, read: None, copied: None, verdict: Verdict::Again };
+        let mut done = Transferred { seen, row, read: None, copied: None, origin_lost: false, verdict: Verdict::Again };
         let Some(put) = done.row.put.clone() else {
             let version = match looked {
                 Some(BaseVersion::Found(fingerprint)) => Some(fingerprint),

@@ -29,6 +29,8 @@ const SNAPSHOT_MAX: u64 = 4 << 20;
 /// An object that carries the upload id of a row: some state of its file, not always the latest.
 pub(super) struct OwnUpload {
     pub fingerprint: Fingerprint,
+    /// Its bytes.
+    pub size: u64,
     /// Hash of its bytes, where the upload knew it.
     pub sha256: Option<String>,
 }
@@ -168,8 +170,8 @@ impl Engine {
     pub(super) async fn own_upload(&self, key: &str, mark: &UploadMark) -> Result<Option<OwnUpload>, StoreError> {
         match self.store.head(key).await {
             Ok(info) if info.metadata.get(META_UPLOAD_ID) == Some(&mark.id) => {
-                let sha256 = info.metadata.get(META_SHA256).cloned();
-                Ok(info.fingerprint.map(|fingerprint| OwnUpload { fingerprint, sha256 }))
+                let (size, sha256) = (info.size, info.metadata.get(META_SHA256).cloned());
+                Ok(info.fingerprint.map(|fingerprint| OwnUpload { fingerprint, size, sha256 }))
             }
             Ok(_) => Ok(None),
             Err(error) if error.is_not_found() => Ok(None),
