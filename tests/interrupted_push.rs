@@ -45,12 +45,7 @@ fn a_rename_that_is_dropped_leaves_no_entry_over_an_upload_of_ours() {
         add_foreign(store, "q", "of q");
         host.start().unwrap();
         host.write("p", b"our write").unwrap();
-        store.hook(|_, operation, key| match (operation, key) {
-            ("put", INDEX_KEY) => Verdict::Fail(StoreErrorKind::Forbidden),
-            _ => Verdict::Proceed,
-        });
-        host.flush().unwrap_err();
-        store.unhook();
+        flush_without(store, &host, "put", INDEX_KEY);
         assert_eq!(store.text("p").unwrap(), "our write");
         host.rename("p", "q", RenameMode::Exchange).unwrap();
         remove_foreign(store, "q");
@@ -59,5 +54,69 @@ fn a_rename_that_is_dropped_leaves_no_entry_over_an_upload_of_ours() {
         for name in ["p", "q"] {
             assert_eq!(host.read(name).unwrap(), b"our write", "{name}");
         }
+    });
+}
+
+/// A push whose requests of one kind are refused.
+fn flush_without(store: &HookedStore, host: &Host, operation: &'static str, key: &'static str) {
+    store.hook(
+        move |_, op, k| {
+            if (op, k) == (operation, key) { Verdict::Fail(StoreErrorKind::Forbidden) } else { Verdict::Proceed }
+        },
+    );
+    host.flush().unwrap_err();
+    store.unhook();
+}
+
+#[test]
+fn a_new_file_under_the_name_of_an_upload_that_waits_for_its_deletion_is_no_conflict() {
+    each(|store, mut host| {
+        add_foreign(store, "other", "other");
+        host.start().unwrap();
+        host.write("name", b"first").unwrap();
+        flush_without(store, &host, "put", INDEX_KEY);
+        host.remove("name").unwrap();
+        flush_without(store, &host, "delete", "name");
+        assert_eq!(store.text("name").unwrap(), "first", "left to be deleted");
+        host.write("name", b"second").unwrap();
+        host.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("name", "second"), ("other", "other")]));
+        assert_eq!(host.conflicts(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_renamed_file_takes_a_name_that_was_removed_elsewhere() {
+    each(|store, mut host| {
+        add_foreign(store, "from", "renamed");
+        add_foreign(store, "to", "replaced");
+        host.start().unwrap();
+        // Its version is known here.
+        host.read("to").unwrap();
+        host.rename("from", "to", RenameMode::Replace).unwrap();
+        remove_foreign(store, "to");
+        host.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("to", "renamed")]));
+        assert_eq!(host.conflicts(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn two_machines_that_rename_alike_make_no_conflict() {
+    each(|store, mut host| {
+        add_foreign(store, "other", "other");
+        host.start().unwrap();
+        host.write("from", b"renamed").unwrap();
+        host.flush().unwrap();
+        let mut second = Host::new("there", host.store());
+        second.start().unwrap();
+        for machine in [&host, &second] {
+            machine.read("from").unwrap();
+            machine.rename("from", "to", RenameMode::Replace).unwrap();
+        }
+        host.flush().unwrap();
+        second.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("other", "other"), ("to", "renamed")]));
+        assert_eq!(second.conflicts(), Vec::<String>::new());
     });
 }

@@ -396,9 +396,9 @@ impl Volume {
         }
     }
 
-    /// What a pending deletion of a key is about.
-    pub fn pending_delete_of(&self, key: &str) -> Option<Replaced> {
-        self.lock().pending_deletes.get(key)?.replaced.clone()
+    /// The pending deletion of a key.
+    pub fn pending_delete_of(&self, key: &str) -> Option<PendingDelete> {
+        self.lock().pending_deletes.get(key).cloned()
     }
 
     /// Objects that can be deleted now: nobody here reads or copies from them any more.

@@ -69,9 +69,9 @@ impl Host {
         Ok(())
     }
 
-    /// Whether it is started.
-    pub fn is_up(&self) -> bool {
-        self.running.is_some()
+    /// Its way to the bucket.
+    pub fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.store)
     }
 
     /// `kill -9`.

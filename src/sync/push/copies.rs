@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::super::Engine;
 use super::super::base::{BaseVersion, head_base};
 use super::super::merge::{Change, Uploaded};
-use super::super::upload::{Expect, metadata};
+use super::super::upload::{Expect, META_SHA256, metadata};
 use super::transfer::{Failed, Transferred, Verdict};
 use super::uploads::new_entry;
 use crate::cache::rows::{UploadMark, Version};
@@ -85,7 +85,8 @@ impl Engine {
     /// The version of an origin that nobody here ever saw: the one that we removed, or what a HEAD finds if the index, read
     /// after it, still shows the entry.
     async fn version_to_copy(&self, origin: &Version) -> Result<Option<Fingerprint>, Failed> {
-        if let Some(removed) = self.volume.pending_delete_of(&origin.key).filter(|left| left.entry == origin.entry) {
+        let removed = self.volume.pending_delete_of(&origin.key).and_then(|left| left.replaced);
+        if let Some(removed) = removed.filter(|removed| removed.entry == origin.entry) {
             return Ok(removed.fingerprint);
         }
         let written_at = self.volume.index_written_at(&origin.key);
@@ -115,6 +116,32 @@ impl Engine {
         Ok(made.map(|made| made.fingerprint))
     }
 
+    /// What another writer made of the name of a copy: a conflict, unless the same bytes are there. `None`: nothing is.
+    async fn taken(&self, key: &str, put: &PlannedPut, origin: &Version) -> Result<Option<Verdict>, StoreError> {
+        let info = match self.store.head(key).await {
+            Ok(info) => info,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (size, sha256) = (origin.entry.size, origin.entry.sha256.clone());
+        if info.size != size || sha256.is_none() || info.metadata.get(META_SHA256) != sha256.as_ref() {
+            return Ok(Some(Verdict::Conflict));
+        }
+        let fingerprint = info.fingerprint;
+        let there =
+            Uploaded { fingerprint: fingerprint.clone(), upload_id: String::new(), confirmed: Some(Instant::now()) };
+        Ok(Some(Verdict::Commit(Change::Put(new_entry(put, size, sha256), there), fingerprint)))
+    }
+
+    /// Whether an object is in this version.
+    async fn is_version(&self, key: &str, version: &Fingerprint) -> Result<bool, StoreError> {
+        match self.store.head(key).await {
+            Ok(info) => Ok(info.fingerprint.as_ref() == Some(version)),
+            Err(missing) if missing.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// `false`: the origin is not there any more.
     async fn copy(
         &self,
@@ -125,9 +152,15 @@ impl Engine {
         looked: Option<BaseVersion>,
     ) -> Result<bool, Failed> {
         let key = done.row.path.as_str();
-        let Some(expect) = self.expect(&done.row, looked).await? else {
-            done.verdict = Verdict::Conflict;
-            return Ok(true);
+        let mut expect = match self.expect(&done.row, looked).await? {
+            Some(expect) => expect,
+            None => match self.taken(key, put, origin).await? {
+                Some(verdict) => {
+                    done.verdict = verdict;
+                    return Ok(true);
+                }
+                None => Expect::Absent,
+            },
         };
         let sha256 = origin.entry.sha256.clone().unwrap_or_default();
         // One id until the row is settled, as for uploads; without a hash two states could not be told apart.
@@ -141,42 +174,41 @@ impl Engine {
         }
         done.row.upload = Some(mark.clone());
         crate::fail_point!("push.before_copy");
-        let precondition = match expect {
-            Expect::Absent => Precondition::Absent,
-            Expect::Version(fingerprint) => Precondition::Match(fingerprint),
-            Expect::Anything => Precondition::None,
-        };
         let mut labels = metadata(&mark.id, &sha256);
         labels.retain(|_, value| !value.is_empty());
         let from = CopySource { key: origin.key.clone(), size: origin.entry.size, if_match: Some(source.clone()) };
-        let fingerprint = match self.store.copy(from, key, precondition, labels).await {
-            Ok(stored) => stored.fingerprint,
-            Err(error)
-                if matches!(
-                    error.kind,
-                    StoreErrorKind::Precondition | StoreErrorKind::NotFound | StoreErrorKind::Undecided
-                ) =>
-            {
-                match self.own_copy(key, &mark, origin).await? {
-                    Some(fingerprint) => Some(fingerprint),
-                    None => {
-                        // Which of the two conditions failed?
-                        return match self.store.head(&origin.key).await {
-                            Ok(info) if info.fingerprint.as_ref() == Some(&source) => {
-                                if error.kind == StoreErrorKind::Undecided {
-                                    return Err(error.into());
-                                }
-                                done.verdict = Verdict::Conflict;
-                                Ok(true)
-                            }
-                            Ok(_) => Ok(false),
-                            Err(missing) if missing.is_not_found() => Ok(false),
-                            Err(error) => Err(error.into()),
-                        };
-                    }
-                }
+        let fingerprint = loop {
+            let precondition = match &expect {
+                Expect::Absent => Precondition::Absent,
+                Expect::Version(fingerprint) => Precondition::Match(fingerprint.clone()),
+                Expect::Anything => Precondition::None,
+            };
+            let error = match self.store.copy(from.clone(), key, precondition, labels.clone()).await {
+                Ok(stored) => break stored.fingerprint,
+                Err(error) => error,
+            };
+            if !(error.is_precondition() || error.is_not_found() || error.kind == StoreErrorKind::Undecided) {
+                return Err(error.into());
             }
-            Err(error) => return Err(error.into()),
+            if let Some(fingerprint) = self.own_copy(key, &mark, origin).await? {
+                break Some(fingerprint);
+            }
+            // Which of the two conditions failed?
+            if !self.is_version(&origin.key, &source).await? {
+                return Ok(false);
+            }
+            if error.kind == StoreErrorKind::Undecided {
+                return Err(error.into());
+            }
+            match (self.taken(key, put, origin).await?, &expect) {
+                (Some(verdict), _) => {
+                    done.verdict = verdict;
+                    return Ok(true);
+                }
+                // What is put against a removal is kept.
+                (None, Expect::Version(_)) => expect = Expect::Absent,
+                (None, _) => return Ok(true),
+            }
         };
         crate::fail_point!("push.after_copy");
         let entry = new_entry(put, origin.entry.size, origin.entry.sha256.clone());

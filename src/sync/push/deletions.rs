@@ -50,7 +50,12 @@ impl Engine {
         Ok(())
     }
 
-    async fn removable_versions(&self, key: &str, row: &PendingDelete) -> Result<Vec<Fingerprint>, StoreError> {
+    /// The versions that a pending deletion is about, in the order in which we made them.
+    pub(super) async fn removable_versions(
+        &self,
+        key: &str,
+        row: &PendingDelete,
+    ) -> Result<Vec<Fingerprint>, StoreError> {
         let mut versions = Vec::new();
         if let Some(fingerprint) = row.replaced.as_ref().and_then(|r| r.fingerprint.clone()) {
             versions.push(fingerprint);

@@ -193,8 +193,10 @@ impl Engine {
         }
         let Some(replaced) = &row.replaces else {
             // What was removed here before may not be deleted yet; it is ours to replace.
-            let left = self.volume.pending_delete_of(row.path.as_str()).and_then(|left| left.fingerprint);
-            return Ok(Some(left.map_or(Expect::Absent, Expect::Version)));
+            let Some(left) = self.volume.pending_delete_of(row.path.as_str()) else { return Ok(Some(Expect::Absent)) };
+            // The last is the latest of them.
+            let version = self.removable_versions(row.path.as_str(), &left).await?.pop();
+            return Ok(Some(version.map_or(Expect::Absent, Expect::Version)));
         };
         if let Some(known) = &replaced.fingerprint {
             return Ok(Some(Expect::Version(known.clone())));
