@@ -69,6 +69,31 @@ fn flush_without(store: &HookedStore, host: &Host, operation: &'static str, key:
 }
 
 #[test]
+fn a_removal_holds_after_pushes_that_ended_halfway() {
+    each(|store, mut host| {
+        add_foreign(store, "other", "other");
+        host.start().unwrap();
+        host.write("name", b"first").unwrap();
+        // The index is written, and nobody here knows.
+        store.hook(|_, operation, key| match (operation, key) {
+            ("put", INDEX_KEY) => Verdict::DoAndFail(StoreErrorKind::Forbidden),
+            _ => Verdict::Proceed,
+        });
+        host.flush().unwrap_err();
+        store.unhook();
+        assert_eq!(contents(store), pairs(&[("name", "first"), ("other", "other")]));
+        host.refresh().unwrap();
+        host.write("name", b"the second").unwrap();
+        flush_without(store, &host, "put", INDEX_KEY);
+        host.remove("name").unwrap();
+        host.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("other", "other")]));
+        assert_eq!(store.text("name"), None);
+        assert_eq!(host.names().unwrap(), ["other"]);
+    });
+}
+
+#[test]
 fn a_new_file_under_the_name_of_an_upload_that_waits_for_its_deletion_is_no_conflict() {
     each(|store, mut host| {
         add_foreign(store, "other", "other");

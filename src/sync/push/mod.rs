@@ -274,12 +274,3 @@ impl Engine {
         Outcome::Conflict(to)
     }
 }
-
-/// The row's entry in the index as this machine last saw it: what it replaced, or what an earlier push of ours left there
-/// before it could be settled.
-fn seen_entry(row: &PlannedRow, base: &crate::datastore::Index) -> Option<crate::datastore::Entry> {
-    let ours = row.upload.as_ref().and_then(|mark| {
-        base.get(row.path.as_str()).filter(|e| e.sha256.as_deref() == Some(&mark.sha256) && e.size == mark.size)
-    });
-    ours.or(row.replaces.as_ref().map(|r| &r.entry)).cloned()
-}

@@ -12,7 +12,6 @@ use super::super::base::{BaseVersion, head_base};
 use super::super::merge::{Change, Row, Uploaded};
 use super::super::{Engine, FetchError, SyncError};
 use super::order::{Job, Next, next};
-use super::seen_entry;
 use super::uploads::fields_entry;
 use crate::cache::rows::Version;
 use crate::datastore::Entry;
@@ -188,6 +187,20 @@ impl Engine {
         Ok((versions, unseen))
     }
 
+    /// The row's entry in the index as this machine last saw it: what it replaced, or what pushes of ours left there before
+    /// it could be settled. Whoever replaces an entry replaces its object first: while that is ours, so is the entry.
+    async fn seen_entry(&self, row: &PlannedRow) -> Result<Option<Entry>, StoreError> {
+        let replaced = row.replaces.as_ref().map(|replaced| replaced.entry.clone());
+        let shown = self.volume.base().index.get(row.path.as_str()).cloned();
+        let (Some(mark), Some(shown)) = (&row.upload, shown) else { return Ok(replaced) };
+        if replaced.as_ref().is_some_and(|replaced| replaced.same_version(&shown)) {
+            return Ok(replaced);
+        }
+        let is_latest = shown.sha256.as_deref() == Some(&mark.sha256) && shown.size == mark.size;
+        let ours = is_latest || self.own_upload(row.path.as_str(), mark).await?.is_some();
+        Ok(if ours { Some(shown) } else { replaced })
+    }
+
     async fn fetch_origin(self: &Arc<Self>, row: &PlannedRow) -> Result<(), SyncOrFetch> {
         let Some(put) = &row.put else { return Ok(()) };
         let live = self.volume.open_for_push(row, put.ino)?;
@@ -203,7 +216,7 @@ impl Engine {
         row: PlannedRow,
         looked: Option<BaseVersion>,
     ) -> Result<Transferred, Failed> {
-        let seen = seen_entry(&row, &self.volume.base().index);
+        let seen = self.seen_entry(&row).await?;
         let mut done = Transferred { seen, row, read: None, copied: None, origin_lost: false, verdict: Verdict::Again };
         let Some(put) = done.row.put.clone() else {
             let version = match looked {
