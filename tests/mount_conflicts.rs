@@ -320,6 +320,22 @@ fn unpushed_files_and_remote_names_that_clash_survive_a_kill_between() {
 }
 
 #[test]
+fn what_a_removed_file_of_ours_hid_comes_into_view() {
+    let lab = Lab::s3();
+    lab.seed(&[("f", b"f")]);
+    let machine = lab.machine();
+    let mount = machine.mount_with(OPTIONS);
+    write(&mount, "name", "ours");
+    lab.seed(&[("name", b"theirs")]);
+    eventually("the refresh", || (mount.status()["entries"] == 2).then_some(()));
+    assert_eq!(mount.read("name"), "ours");
+    remove(&mount, "name");
+    assert_eq!(mount.read("name"), "theirs");
+    assert_eq!(mount.files(), ["f", "name"]);
+    assert_eq!(mount.unmount(), 0);
+}
+
+#[test]
 fn a_reference_client_that_overwrites_us_wins_and_we_see_it() {
     let lab = Lab::s3();
     lab.seed(&[("f", b"first")]);

@@ -253,6 +253,8 @@ impl Volume {
 
     /// Removes the name of a file; who has it open keeps it.
     ///
+    /// What it hid, another writer's file of that name, comes into view.
+    ///
     /// # Errors
     /// `NotFound`, `IsDir`, `ReadOnly`, disk errors.
     pub fn unlink(&self, parent: Ino, name: &str) -> Result<()> {
@@ -281,7 +283,8 @@ impl Volume {
             self.discard_unless_live(&mut inner, id);
         }
         self.changed.notify_one();
-        Ok(())
+        // The kernel looks a removed name up again by itself.
+        self.reveal(&mut inner, &path).map(drop)
     }
 
     /// Removes an empty directory. What it hid comes into view: the kernel must be told.
