@@ -111,6 +111,24 @@ fn a_new_file_under_the_name_of_an_upload_that_waits_for_its_deletion_is_no_conf
 }
 
 #[test]
+fn an_upload_that_waits_for_its_deletion_goes_also_after_a_second_file_of_its_name() {
+    each(|store, mut host| {
+        add_foreign(store, "other", "other");
+        host.start().unwrap();
+        host.write("name", b"first").unwrap();
+        flush_without(store, &host, "put", INDEX_KEY);
+        host.remove("name").unwrap();
+        flush_without(store, &host, "delete", "name");
+        host.write("name", b"second").unwrap();
+        flush_without(store, &host, "put", "name");
+        host.remove("name").unwrap();
+        host.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("other", "other")]));
+        assert_eq!(store.text("name"), None);
+    });
+}
+
+#[test]
 fn a_renamed_file_takes_a_name_that_was_removed_elsewhere() {
     each(|store, mut host| {
         add_foreign(store, "from", "renamed");

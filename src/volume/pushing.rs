@@ -330,7 +330,7 @@ impl Volume {
                 let before = row.as_ref().and_then(|row| row.replaces.as_ref());
                 let commit = commit_of(None, before.map(|before| &before.entry));
                 changes.remember_commit(inner.committed.len(), path, commit);
-                self.remember_deletion(row.as_ref(), path, version.as_ref(), changes);
+                Self::remember_deletion(inner, row.as_ref(), path, version.as_ref(), changes);
                 if same {
                     changes.delta(path, None);
                 } else if let Some(row) = row {
@@ -342,17 +342,18 @@ impl Volume {
         Ok(())
     }
 
-    /// The entry is gone from the index: the object goes next.
+    /// The entry is gone from the index: the object goes next, also in a version that waits for that already.
     fn remember_deletion(
-        &self,
+        inner: &Inner,
         row: Option<&DeltaRow>,
         path: &str,
         version: Option<&Fingerprint>,
         changes: &mut Changes,
     ) {
+        let before = inner.pending_deletes.get(path).cloned().unwrap_or(PendingDelete { replaced: None, upload: None });
         let replaced = row.and_then(|r| r.replaces.clone()).filter(|_| version.is_some());
-        let replaced = replaced.map(|r| Replaced { fingerprint: version.cloned(), ..r });
-        let upload = row.and_then(|r| r.upload.clone());
+        let replaced = replaced.map(|r| Replaced { fingerprint: version.cloned(), ..r }).or(before.replaced);
+        let upload = row.and_then(|r| r.upload.clone()).or(before.upload);
         if replaced.is_some() || upload.is_some() {
             changes.pending_delete(path, Some(PendingDelete { replaced, upload }));
         }

@@ -164,10 +164,11 @@ impl Engine {
         };
         let sha256 = origin.entry.sha256.clone().unwrap_or_default();
         // One id until the row is settled, as for uploads; without a hash two states could not be told apart.
-        let before = done.row.upload.as_ref();
-        let kept = before.filter(|mark| mark.key.is_none() && !sha256.is_empty()).map(|mark| mark.id.clone());
-        let id = kept.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let before = before.and_then(|mark| mark.key.clone());
+        let before = done.row.upload.as_ref().and_then(|mark| mark.key.clone());
+        let id = match (&before, sha256.is_empty()) {
+            (None, false) => self.upload_id(&done.row),
+            _ => uuid::Uuid::new_v4().to_string(),
+        };
         let mark = UploadMark { id, sha256: sha256.clone(), size: origin.entry.size, key: before };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(true);

@@ -120,8 +120,7 @@ impl Engine {
         let Some(expect) = self.expect(&done.row, looked).await? else {
             return Ok(self.same_change(done.row.path.as_str(), put, digests).await?);
         };
-        // One id until the row is settled: whatever state of the file an upload of ours left there is ours to replace.
-        let id = done.row.upload.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |mark| mark.id.clone());
+        let id = self.upload_id(&done.row);
         let mark = UploadMark { id: id.clone(), sha256: digests.sha256.clone(), size: digests.size, key: None };
         crate::fail_point!("push.before_upload_mark");
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
@@ -177,6 +176,13 @@ impl Engine {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// One id until the row is settled and what it replaced is gone: whatever state of the file an upload of ours left there
+    /// is ours to replace.
+    pub(super) fn upload_id(&self, row: &PlannedRow) -> String {
+        let left = || self.volume.pending_delete_of(row.path.as_str()).and_then(|left| left.upload);
+        row.upload.clone().or_else(left).map_or_else(|| uuid::Uuid::new_v4().to_string(), |mark| mark.id)
     }
 
     /// What the object must be for us to replace it; `None`: it is another writer's. An earlier push of ours may have
