@@ -166,7 +166,7 @@ async fn a_store_that_ignores_conditions_is_not_written_to() {
         assert_eq!(contents(&store), before);
         assert!(store.text(LOCK_KEY).is_none());
         let options = OfflineOptions { unsafe_no_conditional_writes: true, ..Machine::options() };
-        push(&Datastore::new(store.clone()), first.root.path(), &options, &()).await.unwrap();
+        push(&Datastore::new(store.clone()), &first.root(), &options, &()).await.unwrap();
         assert_eq!(store.text("a").unwrap(), "edited");
     })
     .await;

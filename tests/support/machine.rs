@@ -11,19 +11,26 @@ use swamp_mount::sync::offline::*;
 use super::bucket::{Bucket, Kind};
 use super::hooked::HookedStore;
 
-/// A machine with a cache directory.
+/// A machine with a cache directory, and nothing beside it.
 pub struct Machine {
     pub store: Arc<HookedStore>,
-    pub root: tempfile::TempDir,
+    home: tempfile::TempDir,
 }
 
 impl Machine {
     pub fn new(store: &Arc<HookedStore>) -> Self {
-        Self { store: store.clone(), root: tempfile::tempdir().unwrap() }
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join("cache")).unwrap();
+        Self { store: store.clone(), home }
+    }
+
+    /// The cache directory.
+    pub fn root(&self) -> PathBuf {
+        self.home.path().join("cache")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
+        self.root().join(name)
     }
 
     /// Writes a file whose time is `age` seconds ago.
@@ -48,11 +55,11 @@ impl Machine {
     }
 
     pub async fn try_pull(&self) -> Result<PullReport, OfflineError> {
-        pull(&Datastore::new(self.store.clone()), self.root.path(), &Self::options(), &()).await
+        pull(&Datastore::new(self.store.clone()), &self.root(), &Self::options(), &()).await
     }
 
     pub async fn try_push(&self) -> Result<PushReport, OfflineError> {
-        push(&Datastore::new(self.store.clone()), self.root.path(), &Self::options(), &()).await
+        push(&Datastore::new(self.store.clone()), &self.root(), &Self::options(), &()).await
     }
 
     pub async fn pull(&self) -> PullReport {
@@ -89,7 +96,7 @@ pub fn index_etag(bucket: &Bucket) -> String {
 
 pub fn listed(bucket: &Bucket) -> Vec<String> {
     let index = Index::parse(&bucket.bytes(INDEX_KEY).unwrap()).unwrap();
-    let mut names: Vec<_> = index.entries().map(|(path, _)| path.to_string()).collect();
+    let mut names: Vec<_> = index.entries().map(|entry| entry.path().to_string()).collect();
     names.sort();
     names
 }
@@ -123,7 +130,7 @@ pub fn add_foreign(bucket: &Bucket, name: &str, text: &str) {
         last_modified: timestamp::format_nanos(timestamp::now_nanos()),
         ..Entry::default()
     };
-    index.set(&RelPath::parse(name).unwrap(), entry);
+    index.set(&RelPath::parse(name).unwrap(), &entry);
     bucket.set(name, text);
     bucket.set(INDEX_KEY, index.to_bytes());
 }
