@@ -110,7 +110,7 @@ async fn an_object_that_came_after_the_index_is_no_base_although_it_looks_like_t
         let store = HookedStore::new(kind).await;
         store.set("f", "one");
         let mut index = Index::empty();
-        index.set(&path("f"), entry("one"));
+        index.set(&path("f"), &entry("one"));
         store.set(INDEX_KEY, index.to_bytes());
         store.age("f", Duration::from_secs(20));
         store.age(INDEX_KEY, Duration::from_secs(10));
@@ -136,7 +136,7 @@ async fn an_object_is_removed_in_the_version_that_was_removed_only() {
         store.set("f", "one");
         let one = version(&store);
         let mut named = Index::empty();
-        named.set(&path("f"), entry("one"));
+        named.set(&path("f"), &entry("one"));
         assert_eq!(remove_object(&*store, "f", &one, &named).await.unwrap(), ObjectRemoval::Kept);
         store.set("f", "newer");
         assert_eq!(remove_object(&*store, "f", &one, &Index::empty()).await.unwrap(), ObjectRemoval::Kept);
@@ -221,8 +221,8 @@ async fn rows_apply_to_the_entry_that_was_seen_only() {
     each(async |kind| {
         let store = HookedStore::new(kind).await;
         let mut index = Index::empty();
-        index.set(&path("f"), entry("current"));
-        index.set(&path("g"), entry("g"));
+        index.set(&path("f"), &entry("current"));
+        index.set(&path("g"), &entry("g"));
         store.set(INDEX_KEY, index.to_bytes());
         let lock = held(&store).await;
         let row = |name: &str, change, base: &str| Row { path: path(name), change, base: Some(entry(base)) };
@@ -238,7 +238,7 @@ async fn rows_apply_to_the_entry_that_was_seen_only() {
         assert_eq!(committed.outcomes, [KeptTheirs, KeptTheirs, Applied, Applied]);
         assert_eq!(
             (committed.remote.index.get("f"), committed.remote.index.get("g")),
-            (Some(&entry("current")), Some(&mode))
+            (Some(entry("current")), Some(mode))
         );
         lock.release().await;
     })

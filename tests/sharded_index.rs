@@ -44,8 +44,8 @@ async fn read(store: &HookedStore, known: Option<&Index>, seen: Seen) -> Result<
     }
 }
 
-fn listed(index: &Index) -> Vec<&str> {
-    let mut all: Vec<&str> = index.entries().map(|(path, _)| path.as_str()).collect();
+fn listed(index: &Index) -> Vec<String> {
+    let mut all: Vec<String> = index.entries().map(|entry| entry.path().to_string()).collect();
     all.sort_unstable();
     all
 }
@@ -238,7 +238,8 @@ async fn a_bucket_that_turns_back_to_a_monolith_is_followed() {
         store.set(INDEX_KEY, monolith(&["a/1", "moved"]));
         store.age("_index/a.json", HOUR);
         let index = read(&store, Some(&before.index), SHARDS).await.unwrap();
-        assert_eq!((index.layout(), listed(&index)), (Layout::Monolith, vec!["a/1", "moved"]));
+        assert_eq!(index.layout(), Layout::Monolith);
+        assert_eq!(listed(&index), ["a/1", "moved"]);
         store.set(META_KEY, r#"{"version":1}"#);
         assert_eq!(read(&store, Some(&before.index), SHARDS).await.unwrap().layout(), Layout::Monolith);
         let row = put(&store, "b");
@@ -344,12 +345,15 @@ async fn writers_that_are_faster_are_merged_with() {
             push(&store, &rows, &known).await.unwrap();
             let index = read(&store, None, SHARDS).await.unwrap();
             let shown = listed(&index);
-            assert!(shown.contains(&"a/ours") && shown.contains(&"new/ours"), "{at}: {shown:?}");
+            assert!(
+                shown.iter().any(|path| path == "a/ours") && shown.iter().any(|path| path == "new/ours"),
+                "{at}: {shown:?}"
+            );
             if matches!(at, 0 | 1) {
-                assert!(shown.contains(&"a/theirs"), "{at}: {shown:?}");
+                assert!(shown.iter().any(|path| path == "a/theirs"), "{at}: {shown:?}");
             }
             if at == 4 {
-                assert!(shown.contains(&"new/theirs"), "{at}: {shown:?}");
+                assert!(shown.iter().any(|path| path == "new/theirs"), "{at}: {shown:?}");
             }
         }
     })
@@ -378,7 +382,7 @@ async fn a_commit_that_stopped_anywhere_is_completed_by_repeating_it() {
                 assert!(push(&store, &rows, &known).await.is_err());
                 store.unhook();
                 // Another machine reads: it sees old or new, and nothing that was there is hidden.
-                assert!(listed(&read(&store, None, SHARDS).await.unwrap()).contains(&"a/1"));
+                assert!(read(&store, None, SHARDS).await.unwrap().get("a/1").is_some());
                 let committed = push(&store, &rows, &known).await.unwrap();
                 assert_eq!(committed.outcomes, [RowOutcome::Applied; 3], "{key} {done}");
                 let index = read(&store, None, SHARDS).await.unwrap();
@@ -454,7 +458,8 @@ async fn a_bucket_that_is_migrated_under_a_commit_gets_it_in_its_shards() {
             let committed = push(&store, &[row], &known).await.unwrap();
             assert_eq!(committed.remote.index.layout(), Layout::Shards, "{when:?}");
             let index = read(&store, None, Seen::Never).await.unwrap();
-            assert_eq!((index.layout(), listed(&index)), (Layout::Shards, vec!["a/1", "a/2"]), "{when:?}");
+            assert_eq!(index.layout(), Layout::Shards, "{when:?}");
+            assert_eq!(listed(&index), ["a/1", "a/2"], "{when:?}");
         }
     })
     .await;
@@ -474,7 +479,7 @@ async fn an_entry_in_two_shards_is_changed_and_removed_in_both() {
             assert!(store.text(&format!("_index/{name}.json")).unwrap().contains("100755"), "{name}");
         }
         let known = self::known(&store).await;
-        let base = known.index.get(file).cloned();
+        let base = known.index.get(file);
         push(&store, &[Row { path: path(file), change: Change::Remove, base }], &known).await.unwrap();
         for name in ["workflows-evaluated", "workflows-evaluated--w"] {
             assert_eq!(store.text(&format!("_index/{name}.json")).unwrap(), shard(&[]), "{name}");

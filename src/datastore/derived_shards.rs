@@ -95,12 +95,12 @@ async fn rewrite(
 fn apply(shard: &mut Document, name: &str, changes: &[Change]) -> bool {
     let mut changed = shard.was_scrubbed();
     for (path, entry) in changes {
-        let held = shard.get(path.as_str());
+        let held = shard.get(path.as_str()).map(|entry| entry.to_entry());
         match entry {
             None => changed |= shard.remove(path.as_str()),
-            Some(entry) if held == Some(entry) => {}
+            Some(entry) if held.as_ref() == Some(entry) => {}
             Some(entry) if held.is_some() || partition::ours(path.as_str()) == name => {
-                shard.set(path, entry.clone());
+                shard.set(path, entry);
                 changed = true;
             }
             Some(_) => {}

@@ -28,7 +28,7 @@ pub use access::{Datastore, LockFound};
 pub use cache_dir::CacheDir;
 pub use conflict::conflict_name;
 pub use error::DatastoreError;
-pub use index::{Document, Entry, EntryKind, Index, IndexError, IndexProblem, Layout, PartName};
+pub use index::{Document, Entry, EntryKind, EntryRef, Index, IndexError, IndexProblem, Layout, PartName};
 pub use lock::{ForceReleased, HeldLock, LockError, LockOptions, acquire, force_release, inspect};
 pub use lock_body::{LockBody, LockStatus};
 pub use names::{INDEX_KEY, LOCK_KEY, META_KEY, NameClass, SIDECAR_NAME, classify, is_internal};

@@ -54,6 +54,12 @@ impl RelPath {
         Ok(Self(text.into()))
     }
 
+    /// A text that was checked before.
+    pub(in crate::datastore) fn from_checked(text: &str) -> Self {
+        debug_assert!(check(text).is_ok());
+        Self(text.into())
+    }
+
     /// The whole path.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -89,7 +95,8 @@ impl RelPath {
     }
 }
 
-fn check(text: &str) -> Result<(), PathProblem> {
+/// Whether a text is such a path.
+pub(in crate::datastore) fn check(text: &str) -> Result<(), PathProblem> {
     if text.is_empty() {
         return Err(PathProblem::Empty);
     }

@@ -234,7 +234,7 @@ pub async fn discover(store: &dyn ObjectStore, in_namespace: bool) -> Result<Ind
         let modified = object.last_modified.map_or_else(timestamp::now_nanos, timestamp::from_store);
         let entry = Entry { size: object.size, last_modified: timestamp::format_nanos(modified), ..Entry::default() };
         match RelPath::parse(&object.key) {
-            Ok(path) => index.set(&path, entry),
+            Ok(path) => index.set(&path, &entry),
             Err(problem) => index.set_unshowable(&object.key, &entry, problem.to_string()),
         }
     }

@@ -245,8 +245,9 @@ async fn read_shard(
 
 /// Drops the entries whose objects do not exist; `true` when there were any.
 async fn thin_out(store: &dyn ObjectStore, document: &mut Document) -> Result<bool, StoreError> {
-    let existing = existing(store, document.all_names()).await?;
-    let dead: Vec<String> = document.all_names().filter(|name| !existing.contains(*name)).map(str::to_owned).collect();
+    let names: Vec<String> = document.all_names().map(|name| name.to_string()).collect();
+    let existing = existing(store, names.clone()).await?;
+    let dead: Vec<&String> = names.iter().filter(|name| !existing.contains(*name)).collect();
     for name in &dead {
         document.forget(name);
     }
@@ -257,8 +258,7 @@ async fn thin_out(store: &dyn ObjectStore, document: &mut Document) -> Result<bo
 }
 
 /// Which of these objects exist: one by one when they are few, else by listing the top-level directories that hold them.
-async fn existing(store: &dyn ObjectStore, keys: impl Iterator<Item = &str>) -> Result<HashSet<String>, StoreError> {
-    let keys: Vec<String> = keys.map(str::to_owned).collect();
+async fn existing(store: &dyn ObjectStore, keys: Vec<String>) -> Result<HashSet<String>, StoreError> {
     if keys.len() <= HEADS {
         let looked = stream::iter(keys).map(|key| async move {
             match store.head(&key).await {

@@ -146,11 +146,12 @@ pub fn verify_complete(cache: &CacheDir, index: &Index) -> io::Result<Result<Ver
             missing.examples.push(name.to_owned());
         }
     };
-    for (path, entry) in index.entries() {
-        match cache.stat(path)? {
+    for entry in index.entries() {
+        let path = entry.path();
+        match cache.stat(&path)? {
             Some(stat)
-                if stat.kind == FileKind::File && (stat.size == entry.size || is_rewritten_in_place(path.as_str())) => {
-            }
+                if stat.kind == FileKind::File
+                    && (stat.size == entry.size() || is_rewritten_in_place(path.as_str())) => {}
             _ => add(path.as_str()),
         }
     }

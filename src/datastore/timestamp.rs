@@ -5,26 +5,75 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use time::format_description::well_known::{Iso8601, Rfc3339};
-use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
+use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
 /// Nanoseconds per millisecond.
 pub const NANOS_PER_MS: i64 = 1_000_000;
 
+/// A timestamp as text, without an allocation.
+#[derive(Clone, Copy, Debug)]
+pub struct Canonical([u8; 24]);
+
+impl Canonical {
+    const TEMPLATE: [u8; 24] = *b"0000-00-00T00:00:00.000Z";
+    /// Where the numbers stand in it, and how many digits they have: year to second, then milliseconds.
+    const FIELDS: [(usize, usize); 7] = [(0, 4), (5, 2), (8, 2), (11, 2), (14, 2), (17, 2), (20, 3)];
+
+    /// Milliseconds since the epoch, of the years 0 to 9999; others count as the epoch.
+    pub fn of_millis(ms_since_epoch: i64) -> Self {
+        let at = OffsetDateTime::from_unix_timestamp(ms_since_epoch.div_euclid(1000));
+        let at = at.ok().filter(|at| (0..=9999).contains(&at.year())).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let numbers = [
+            at.year().unsigned_abs(),
+            u32::from(u8::from(at.month())),
+            u32::from(at.day()),
+            u32::from(at.hour()),
+            u32::from(at.minute()),
+            u32::from(at.second()),
+            ms_since_epoch.rem_euclid(1000) as u32,
+        ];
+        let mut text = Self::TEMPLATE;
+        for ((start, digits), mut number) in Self::FIELDS.into_iter().zip(numbers) {
+            for digit in text[start..start + digits].iter_mut().rev() {
+                *digit = b'0' + (number % 10) as u8;
+                number /= 10;
+            }
+        }
+        Self(text)
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        // Digits and separators are text.
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
 /// Renders nanoseconds since the epoch.
 pub fn format_nanos(ns_since_epoch: i64) -> String {
-    // Every i64 lies between the years 1677 and 2262.
-    let at =
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(ns_since_epoch)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
-        at.year(),
-        u8::from(at.month()),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-        at.millisecond()
-    )
+    Canonical::of_millis(ns_since_epoch.div_euclid(NANOS_PER_MS)).as_str().to_owned()
+}
+
+/// Reads exactly the form that [`Canonical`] writes: milliseconds since the epoch. `None` for every other text.
+pub fn parse_canonical_millis(text: &str) -> Option<i64> {
+    let text: &[u8; 24] = text.as_bytes().try_into().ok()?;
+    let mut numbers = [0u32; 7];
+    let mut digits = Canonical::FIELDS.into_iter().zip(&mut numbers);
+    digits.try_for_each(|((start, digits), number)| {
+        *number = text[start..start + digits]
+            .iter()
+            .try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u32::from(digit - b'0')))?;
+        Some(())
+    })?;
+    let between = [4, 7, 10, 13, 16, 19, 23];
+    if between.into_iter().any(|at| text[at] != Canonical::TEMPLATE[at]) {
+        return None;
+    }
+    let [year, month, day, hour, minute, second, millis] = numbers;
+    let [month, day, hour, minute, second] = [month, day, hour, minute, second].map(|number| number as u8);
+    let date = Date::from_calendar_date(year as i32, Month::try_from(month).ok()?, day).ok()?;
+    let at = date.with_hms(hour, minute, second).ok()?.assume_utc();
+    Some(at.unix_timestamp() * 1000 + i64::from(millis))
 }
 
 /// Reads any ISO-8601 date and time, with `Z`, an offset, or (taken as UTC) neither; `None` when it is none, or beyond
@@ -97,12 +146,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_the_canonical_form_counts_as_canonical() {
+        for text in ["1970-01-01T00:00:00.000Z", "2024-02-29T23:59:59.999Z", "0000-01-01T00:00:00.000Z"] {
+            let millis = parse_canonical_millis(text).unwrap();
+            assert_eq!(Canonical::of_millis(millis).as_str(), text);
+        }
+        for text in [
+            "2023-02-29T00:00:00.000Z",
+            "2024-01-02T24:00:00.000Z",
+            "2024-01-02T03:04:60.000Z",
+            "2024-01-02 03:04:05.678Z",
+            "2024-01-02T03:04:05.678z",
+            "+024-01-02T03:04:05.678Z",
+            "2024-01-02T03:04:05.67Z",
+        ] {
+            assert_eq!(parse_canonical_millis(text), None, "{text}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn what_is_written_reads_back_to_the_millisecond(nanos in proptest::num::i64::ANY) {
             let floor = nanos.div_euclid(NANOS_PER_MS).checked_mul(NANOS_PER_MS);
             if let Some(floor) = floor {
                 proptest::prop_assert_eq!(parse_nanos(&format_nanos(nanos)), Some(floor));
+                proptest::prop_assert_eq!(parse_canonical_millis(&format_nanos(nanos)), Some(floor / NANOS_PER_MS));
             }
         }
     }

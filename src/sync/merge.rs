@@ -164,9 +164,8 @@ fn directories_among(rows: &[Row], index: &Index) -> HashSet<String> {
     }
     let removed: HashSet<&str> =
         rows.iter().filter(|row| matches!(row.change, Change::Remove)).map(|row| row.path.as_str()).collect();
-    for (path, _) in index.entries().filter(|(path, _)| !removed.contains(path.as_str())) {
-        let above = path.as_str().match_indices('/').map(|(at, _)| &path.as_str()[..at]);
-        found.extend(above.filter(|dir| new.contains(dir)).map(str::to_owned));
+    for path in index.entries().map(|entry| entry.path()).filter(|path| !removed.contains(path.as_str())) {
+        found.extend(path.ancestors().filter(|directory| new.contains(directory)).map(str::to_owned));
     }
     found
 }
@@ -190,7 +189,7 @@ async fn recheck(
         let (Change::Put(entry, uploaded) | Change::Restore(entry, uploaded)) = &row.change else { continue };
         let confirmed = checked.get(&at).map_or(uploaded.confirmed, |(when, _)| Some(*when));
         let current = index.get(row.path.as_str());
-        let expected = match (current, &row.base) {
+        let expected = match (&current, &row.base) {
             (Some(current), Some(base)) => current.same_version(base) || current == entry,
             (Some(current), None) => current == entry,
             (None, base) => base.is_none(),
@@ -220,7 +219,7 @@ async fn recheck(
 
 fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut Edits) -> RowOutcome {
     let current = index.get(row.path.as_str());
-    let as_seen = match (current, &row.base) {
+    let as_seen = match (&current, &row.base) {
         (Some(current), Some(base)) => current.same_version(base),
         (None, None) => true,
         _ => false,
@@ -228,13 +227,15 @@ fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut E
     match &row.change {
         Change::Put(..) if state == Some(ObjectState::Theirs) => RowOutcome::Superseded,
         Change::Put(..) if state == Some(ObjectState::Gone) => RowOutcome::ObjectGone,
-        Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _) if current == Some(entry) => {
+        Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _)
+            if current.as_ref() == Some(entry) =>
+        {
             RowOutcome::Applied
         }
         Change::Restore(..) if state != Some(ObjectState::Ours) => RowOutcome::KeptTheirs,
         Change::Fields(_) | Change::Restore(..) if !as_seen => RowOutcome::KeptTheirs,
         Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _) => {
-            index.set(&row.path, entry.clone());
+            index.set(&row.path, entry);
             edits.changed.push((row.path.clone(), Some(entry.clone())));
             RowOutcome::Applied
         }

@@ -137,8 +137,8 @@ async fn changed(store: &dyn ObjectStore, split: &Index) -> Result<Option<Index>
 /// Brings what somebody wrote into the monolith while the list was written into the shards.
 async fn merge_late(writer: Writer<'_>, split: &Index, newer: &Index, shards: Index) -> Result<usize, MigrateError> {
     let row = |path: &crate::datastore::RelPath| {
-        let base = split.get(path.as_str()).cloned();
-        let change = newer.get(path.as_str()).cloned().map_or(Change::Remove, Change::Fields);
+        let base = split.get(path.as_str());
+        let change = newer.get(path.as_str()).map_or(Change::Remove, Change::Fields);
         Row { path: path.clone(), change, base }
     };
     let rows: Vec<Row> = newer.changed_since(split).iter().map(row).collect();

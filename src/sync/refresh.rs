@@ -135,5 +135,5 @@ impl Engine {
 
 /// Whether two discovered indexes list the same.
 fn same_entries(a: &crate::datastore::Index, b: &crate::datastore::Index) -> bool {
-    a.len() == b.len() && a.entries().all(|(path, entry)| b.get(path.as_str()) == Some(entry))
+    a.len() == b.len() && a.changed_since(b).is_empty()
 }

@@ -1,54 +1,109 @@
 //! Names and inodes: the directory tree that the kernel sees, in memory.
 //!
 //! May depend on `cache` and `datastore` for value types only; makes no I/O. Invariants: every linked node is reachable
-//! from the root by its `parent` and `name`; an inode number is never used twice within a mount; a node stays until it
-//! is unlinked *and* the kernel forgot it *and* nobody has it open.
+//! from the root by its parent and name; an inode number is never used twice within a mount; a node stays until it
+//! is unlinked *and* the kernel forgot it *and* nobody has it open. Nodes lie in one table, whose places are used again under
+//! another generation.
 
+mod children;
 mod node;
 
-pub use node::{Children, Content, Ino, Node, NodeData, Remote};
+pub use node::{Content, Ino, Node, NodeData, Remote};
 
-use std::collections::HashMap;
+use node::Place;
 
 use crate::cache::rows::Kind;
 
 /// The inode number of the root directory.
 pub const ROOT: Ino = Ino(1);
 
+/// The place of the root directory.
+const ROOT_PLACE: Place = 0;
+
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
-    nodes: HashMap<Ino, Node>,
-    next: u64,
+    /// By place. What is neither linked, nor known to the kernel, nor open is free.
+    nodes: Vec<Node>,
+    free: Vec<Place>,
 }
 
 impl Default for Tree {
     fn default() -> Self {
-        let mut root = Node::new(ROOT, "", NodeData::Dir(Children::default()));
+        let mut root = Node::new(ROOT_PLACE, 0, "", NodeData::Dir);
         root.explicit = true;
-        Self { nodes: HashMap::from([(ROOT, root)]), next: 2 }
+        Self { nodes: vec![root], free: Vec::new() }
     }
 }
 
 impl Tree {
+    fn place(&self, ino: Ino) -> Option<Place> {
+        let (place, generation) = ino.place()?;
+        self.nodes.get(place as usize).is_some_and(|node| node.generation == generation).then_some(place)
+    }
+
+    fn ino_at(&self, place: Place) -> Ino {
+        Ino::new(place, self.nodes[place as usize].generation)
+    }
+
+    fn at(&self, place: Place) -> &Node {
+        &self.nodes[place as usize]
+    }
+
     /// The node of an inode number.
     pub fn get(&self, ino: Ino) -> Option<&Node> {
-        self.nodes.get(&ino)
+        self.place(ino).map(|place| self.at(place))
     }
 
     /// The node of an inode number, to change its attributes.
     pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Node> {
-        self.nodes.get_mut(&ino)
+        let place = self.place(ino)?;
+        self.nodes.get_mut(place as usize)
     }
 
-    /// All nodes, in no order.
-    pub fn nodes(&self) -> impl Iterator<Item = (Ino, &Node)> {
-        self.nodes.iter().map(|(ino, node)| (*ino, node))
+    /// Changes the content of a file or symlink; `false` when there is no such node.
+    pub fn change_content(&mut self, ino: Ino, change: impl FnOnce(&mut Content)) -> bool {
+        let Some(node) = self.get_mut(ino) else { return false };
+        let Some(mut content) = node.content() else { return false };
+        change(&mut content);
+        node.set_content(content);
+        true
+    }
+
+    /// All nodes that have a name, in no order.
+    pub fn linked(&self) -> impl Iterator<Item = (Ino, &Node)> {
+        let nodes = (0..).zip(&self.nodes).filter(|(_, node)| node.linked);
+        nodes.map(|(place, node)| (Ino::new(place, node.generation), node))
     }
 
     /// The child of a directory.
     pub fn child(&self, parent: Ino, name: &str) -> Option<Ino> {
-        self.nodes.get(&parent)?.children()?.get(name).copied()
+        let extra = self.get(parent)?.extra.as_ref()?;
+        Some(self.ino_at(extra.children.find(name, |place| self.at(place).name())?))
+    }
+
+    /// The children of a directory in the order of their names; nothing for a file.
+    pub fn children(&self, dir: Ino) -> impl DoubleEndedIterator<Item = (Ino, &Node)> {
+        let extra = self.get(dir).and_then(|node| node.extra.as_ref());
+        let places = extra.into_iter().flat_map(|extra| extra.children.iter());
+        places.map(|place| (self.ino_at(place), self.at(place)))
+    }
+
+    /// Those of them whose names come after `name`, without a look at the others.
+    pub fn children_after(&self, dir: Ino, name: &str) -> impl Iterator<Item = Ino> {
+        let extra = self.get(dir).and_then(|node| node.extra.as_ref());
+        let places = extra.map(|extra| extra.children.after(name, |place| self.at(place).name()));
+        places.into_iter().flatten().map(|place| self.ino_at(place))
+    }
+
+    /// How many children a directory has.
+    pub fn child_count(&self, dir: Ino) -> usize {
+        self.get(dir).and_then(|node| node.extra.as_ref()).map_or(0, |extra| extra.children.len())
+    }
+
+    /// The directory that holds the name of a linked node, or held it last.
+    pub fn parent(&self, ino: Ino) -> Option<Ino> {
+        Some(self.ino_at(self.get(ino)?.parent))
     }
 
     /// Finds a path from the root; the empty path is the root.
@@ -62,13 +117,13 @@ impl Tree {
     /// The relative path of a linked node (the root: empty); `None` for an unlinked one.
     pub fn path(&self, ino: Ino) -> Option<String> {
         let mut names = Vec::new();
-        let mut at = ino;
-        while at != ROOT {
-            let node = self.nodes.get(&at)?;
+        let mut at = self.place(ino)?;
+        while at != ROOT_PLACE {
+            let node = self.at(at);
             if !node.linked {
                 return None;
             }
-            names.push(&*node.name);
+            names.push(node.name());
             at = node.parent;
         }
         names.reverse();
@@ -87,115 +142,139 @@ impl Tree {
 
     /// Adds a node under a free name of a linked directory.
     pub fn insert(&mut self, parent: Ino, name: &str, data: NodeData) -> Ino {
-        let ino = Ino(self.next);
-        self.next += 1;
-        let is_dir = matches!(data, NodeData::Dir(_));
-        self.nodes.insert(ino, Node::new(parent, name, data));
-        self.attach(parent, name, ino, is_dir);
-        ino
-    }
-
-    fn attach(&mut self, parent: Ino, name: &str, ino: Ino, is_dir: bool) {
-        if let Some(node) = self.nodes.get_mut(&parent)
-            && let NodeData::Dir(children) = &mut node.data
-        {
-            children.insert(name.into(), ino);
-            node.subdirs += u32::from(is_dir);
-        }
-    }
-
-    fn detach(&mut self, ino: Ino) {
-        let Some((parent, name, is_dir)) = self.nodes.get(&ino).map(|n| (n.parent, n.name.clone(), n.is_dir())) else {
-            return;
+        let parent = self.place(parent).unwrap_or(ROOT_PLACE);
+        let place = match self.free.pop() {
+            Some(place) => {
+                let generation = self.at(place).generation;
+                self.nodes[place as usize] = Node::new(parent, generation, name, data);
+                place
+            }
+            None => {
+                let place = self.nodes.len() as Place;
+                self.nodes.push(Node::new(parent, 0, name, data));
+                place
+            }
         };
-        if let Some(node) = self.nodes.get_mut(&parent)
-            && let NodeData::Dir(children) = &mut node.data
-            && children.remove(&*name).is_some()
-        {
-            node.subdirs -= u32::from(is_dir);
+        self.attach(place);
+        self.ino_at(place)
+    }
+
+    /// Makes a node a child of the directory that it names as its parent.
+    fn attach(&mut self, place: Place) {
+        let (parent, is_dir) = (self.at(place).parent, self.at(place).is_dir());
+        self.change_children(parent, |tree, extra| {
+            extra.children.insert(tree.at(place).name(), place, |place| tree.at(place).name());
+            extra.subdirs += u32::from(is_dir);
+        });
+    }
+
+    fn detach(&mut self, place: Place) {
+        let (parent, is_dir) = (self.at(place).parent, self.at(place).is_dir());
+        self.change_children(parent, |tree, extra| {
+            if extra.children.remove(tree.at(place).name(), |place| tree.at(place).name()) {
+                extra.subdirs -= u32::from(is_dir);
+            }
+        });
+    }
+
+    /// Lends the children of a directory, and the tree for their names.
+    fn change_children(&mut self, dir: Place, change: impl FnOnce(&Self, &mut node::Extra)) {
+        if let Some(mut extra) = self.nodes[dir as usize].extra.take() {
+            change(self, &mut extra);
+            self.nodes[dir as usize].extra = Some(extra);
         }
     }
 
     /// Takes a node's name away. The node itself stays while the kernel or an open file needs it.
     pub fn unlink(&mut self, ino: Ino) {
-        self.detach(ino);
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.linked = false;
+        let Some(place) = self.place(ino).filter(|place| *place != ROOT_PLACE) else { return };
+        if self.at(place).linked {
+            self.detach(place);
+            self.nodes[place as usize].linked = false;
         }
-        self.collect(ino);
+        self.collect(place);
     }
 
     /// Gives a linked node another name; the target name must be free.
     pub fn rename(&mut self, ino: Ino, parent: Ino, name: &str) {
-        self.detach(ino);
-        let Some(node) = self.nodes.get_mut(&ino) else { return };
-        node.parent = parent;
-        node.name = name.into();
-        let is_dir = node.is_dir();
-        self.attach(parent, name, ino, is_dir);
+        if let (Some(place), Some(parent)) = (self.place(ino), self.place(parent)) {
+            self.detach(place);
+            self.name(place, parent, name);
+        }
     }
 
     /// Makes two linked nodes change places.
     pub fn exchange(&mut self, a: Ino, b: Ino) {
-        let place = |tree: &Self, ino| tree.nodes.get(&ino).map(|n| (n.parent, n.name.clone()));
-        let (Some((parent_a, name_a)), Some((parent_b, name_b))) = (place(self, a), place(self, b)) else { return };
+        let (Some(a), Some(b)) = (self.place(a), self.place(b)) else { return };
+        let name = |tree: &Self, place| (tree.at(place).parent, tree.at(place).name.clone());
+        let (of_a, of_b) = (name(self, a), name(self, b));
         self.detach(a);
         self.detach(b);
-        for (ino, parent, name) in [(a, parent_b, name_b), (b, parent_a, name_a)] {
-            let Some(node) = self.nodes.get_mut(&ino) else { continue };
-            node.parent = parent;
-            node.name = name.clone();
-            let is_dir = node.is_dir();
-            self.attach(parent, &name, ino, is_dir);
-        }
+        self.name(a, of_b.0, &of_b.1);
+        self.name(b, of_a.0, &of_a.1);
+    }
+
+    fn name(&mut self, place: Place, parent: Place, name: &str) {
+        let node = &mut self.nodes[place as usize];
+        node.parent = parent;
+        node.name = name.into();
+        self.attach(place);
     }
 
     /// Whether `ino` is `ancestor` or lies below it.
     pub fn is_within(&self, ino: Ino, ancestor: Ino) -> bool {
-        let mut at = ino;
-        loop {
-            if at == ancestor {
-                return true;
-            }
-            match self.nodes.get(&at) {
-                Some(node) if at != ROOT => at = node.parent,
-                _ => return false,
-            }
+        let (Some(mut at), Some(ancestor)) = (self.place(ino), self.place(ancestor)) else { return false };
+        while at != ancestor && at != ROOT_PLACE {
+            at = self.at(at).parent;
         }
+        at == ancestor
     }
 
     /// The kernel holds one more reference.
     pub fn remember(&mut self, ino: Ino) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.lookups += 1;
+        if let Some(node) = self.get_mut(ino) {
+            // A count that is full stays so: the node is never let go of.
+            node.lookups = node.lookups.saturating_add(1);
         }
     }
 
     /// The kernel dropped references.
     pub fn forget(&mut self, ino: Ino, count: u64) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.lookups = node.lookups.saturating_sub(count);
+        let Some(place) = self.place(ino) else { return };
+        let node = &mut self.nodes[place as usize];
+        if node.lookups != u32::MAX {
+            node.lookups = node.lookups.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
         }
-        self.collect(ino);
+        self.collect(place);
     }
 
     /// Counts an open file handle in (`+1`) or out (`-1`).
     pub fn count_open(&mut self, ino: Ino, change: i32) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.opens = node.opens.saturating_add_signed(change);
-        }
-        self.collect(ino);
+        let Some(place) = self.place(ino) else { return };
+        let node = &mut self.nodes[place as usize];
+        let extra = node.extra_mut();
+        extra.opens = extra.opens.saturating_add_signed(change);
+        node.shrink();
+        self.collect(place);
     }
 
-    fn collect(&mut self, ino: Ino) {
-        if self.nodes.get(&ino).is_some_and(|n| !n.linked && n.lookups == 0 && n.opens == 0) {
-            self.nodes.remove(&ino);
+    fn collect(&mut self, place: Place) {
+        let node = &mut self.nodes[place as usize];
+        if node.linked || node.lookups > 0 || node.opens() > 0 {
+            return;
+        }
+        node.extra = None;
+        node.name = Default::default();
+        // From now on nobody finds it by its number. A place whose numbers are used up is not used again.
+        if let Some(next) = node.generation.checked_add(1) {
+            node.generation = next;
+            self.free.push(place);
         }
     }
 
     /// All files and symlinks below a node (or the node itself), depth first, with their paths.
     pub fn files_below(&self, ino: Ino) -> Vec<(String, Ino)> {
-        self.walk(ino).into_iter().filter(|(_, ino)| self.nodes.get(ino).is_some_and(|n| !n.is_dir())).collect()
+        self.walk(ino).into_iter().filter(|(_, ino)| self.get(*ino).is_some_and(|n| !n.is_dir())).collect()
     }
 
     /// The node and everything below it, parents first, with paths.
@@ -204,11 +283,10 @@ impl Tree {
         let mut found = Vec::new();
         let mut todo = vec![(path, ino)];
         while let Some((path, ino)) = todo.pop() {
-            if let Some(children) = self.nodes.get(&ino).and_then(Node::children) {
-                for (name, child) in children.iter().rev() {
-                    let below = if path.is_empty() { name.to_string() } else { format!("{path}/{name}") };
-                    todo.push((below, *child));
-                }
+            for (child, node) in self.children(ino).rev() {
+                let name = node.name();
+                let below = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+                todo.push((below, child));
             }
             found.push((path, ino));
         }
@@ -227,9 +305,9 @@ impl Tree {
         }
         for name in path.split('/') {
             at = match self.child(at, name) {
-                Some(child) if self.nodes.get(&child).is_some_and(Node::is_dir) => child,
+                Some(child) if self.get(child).is_some_and(Node::is_dir) => child,
                 Some(other) => return Err(other),
-                None => self.insert(at, name, NodeData::Dir(Children::default())),
+                None => self.insert(at, name, NodeData::Dir),
             };
         }
         Ok(at)
@@ -237,16 +315,16 @@ impl Tree {
 
     /// Number of linked files and directories, for statfs.
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        self.nodes.len() - self.free.len()
     }
 
     /// Whether there is nothing but the root.
     pub fn is_empty(&self) -> bool {
-        self.nodes.len() == 1
+        self.len() == 1
     }
 
     /// Kind of a node.
     pub fn kind(&self, ino: Ino) -> Option<Kind> {
-        self.nodes.get(&ino).map(Node::kind)
+        self.get(ino).map(Node::kind)
     }
 }

@@ -2,14 +2,13 @@
 //!
 //! Part of the volume. Invariant: a look costs a bounded number of steps under the volume lock, however large the tree.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
 use super::fetching::InUse;
 use super::inner::Inner;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::Kind;
-use crate::tree::Ino;
+use crate::tree::{Ino, ROOT};
 
 /// How many directories upwards the order is followed.
 const CLIMB: usize = 2;
@@ -32,10 +31,10 @@ impl Volume {
         let mut steps = 4 * count + 64;
         let mut at = ino;
         for _ in 0..=CLIMB {
-            let Some(node) = inner.tree.get(at).filter(|node| node.linked && at != crate::tree::ROOT) else { break };
-            let after = Bound::Excluded(&*node.name);
-            collect(&inner, node.parent, after, count, &mut steps, &mut found);
-            at = node.parent;
+            let Some(node) = inner.tree.get(at).filter(|node| node.is_linked() && at != ROOT) else { break };
+            let Some(parent) = inner.tree.parent(at) else { break };
+            collect(&inner, inner.tree.children_after(parent, node.name()), count, &mut steps, &mut found);
+            at = parent;
         }
         found
     }
@@ -47,7 +46,7 @@ impl Volume {
     /// `Stale`, disk errors.
     pub fn content_ahead(self: &Arc<Self>, ino: Ino, bytes: u64) -> Result<Option<InUse>> {
         let mut inner = self.lock();
-        if !inner.tree.get(ino).is_some_and(|node| node.linked) {
+        if !inner.tree.get(ino).is_some_and(|node| node.is_linked()) {
             return Err(VolumeError::Stale);
         }
         if self.shortage(&inner, bytes) > 0 {
@@ -58,15 +57,23 @@ impl Volume {
     }
 }
 
-fn collect(inner: &Inner, dir: Ino, after: Bound<&str>, count: usize, steps: &mut usize, found: &mut Vec<FileAhead>) {
-    let Some(children) = inner.tree.get(dir).and_then(|node| node.children()) else { return };
-    for child in children.range::<str, _>((after, Bound::Unbounded)).map(|(_, ino)| *ino) {
+fn collect(
+    inner: &Inner,
+    children: impl Iterator<Item = Ino>,
+    count: usize,
+    steps: &mut usize,
+    found: &mut Vec<FileAhead>,
+) {
+    for child in children {
         if found.len() >= count || *steps == 0 {
             return;
         }
         *steps -= 1;
         match inner.tree.kind(child) {
-            Some(Kind::Dir) => collect(inner, child, Bound::Unbounded, count, steps, found),
+            Some(Kind::Dir) => {
+                let below: &mut dyn Iterator<Item = Ino> = &mut inner.tree.children(child).map(|(ino, _)| ino);
+                collect(inner, below, count, steps, found);
+            }
             Some(Kind::File) => found.push(FileAhead { ino: child, missing: missing(inner, child) }),
             Some(Kind::Symlink) | None => {}
         }

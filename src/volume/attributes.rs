@@ -95,7 +95,7 @@ impl Volume {
 
     pub(super) fn stat_locked(&self, inner: &Inner, ino: Ino) -> Result<Stat> {
         let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
-        let attrs = node.attrs.as_deref();
+        let attrs = node.attrs();
         let (mut size, mut mtime, mut executable) = (4096, self.options.started_at, true);
         if let Some(content) = node.content() {
             (size, mtime, executable) = (content.remote.size, content.remote.mtime, content.remote.executable);
@@ -124,7 +124,7 @@ impl Volume {
             mtime,
             atime: attrs.and_then(|a| a.atime).unwrap_or(mtime),
             ctime: attrs.and_then(|a| a.ctime).map_or(mtime, |c| c.max(mtime.min(now_nanos()))),
-            nlink: if node.is_dir() { 2 + node.subdirs } else { u32::from(node.linked) },
+            nlink: if node.is_dir() { 2 + node.subdirs() } else { u32::from(node.is_linked()) },
         })
     }
 
@@ -138,7 +138,7 @@ impl Volume {
         let path = inner.tree.path(ino);
         let before = self.stat_locked(&inner, ino)?;
         let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
-        let old = node.attrs.clone();
+        let old = node.attrs().cloned();
         let is_file = !node.is_dir();
         let mut attrs = node.attrs_row();
         attrs.mode = set.mode.map(|m| m & 0o7777).or(attrs.mode);
@@ -150,7 +150,7 @@ impl Volume {
         attrs.mtime = if local.is_some() && is_file { None } else { set.mtime.or(attrs.mtime) };
         attrs.ctime = Some(now_nanos());
         if let Some(node) = inner.tree.get_mut(ino) {
-            node.attrs = Some(Box::new(attrs.clone()));
+            node.set_attrs(Some(attrs.clone()));
         }
         let Some(path) = path else {
             return self.set_local_mtime(&mut inner, ino, set.mtime);
@@ -180,7 +180,7 @@ impl Volume {
         }
         if let Err(error) = inner.commit(changes) {
             if let Some(node) = inner.tree.get_mut(ino) {
-                node.attrs = old;
+                node.set_attrs(old);
             }
             return Err(error);
         }
@@ -197,9 +197,7 @@ impl Volume {
             Some(live) => live.set_mtime(mtime).map_err(VolumeError::content("set the mtime of"))?,
             None => self.restamp(inner, id, mtime)?,
         }
-        if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
-            content.remote.mtime = mtime;
-        }
+        inner.tree.change_content(ino, |content| content.remote.mtime = mtime);
         Ok(())
     }
 
@@ -214,20 +212,18 @@ impl Volume {
 
     /// A fetch is complete: the file gets the mtime that stat showed all along.
     pub(super) fn stamp_mtime(&self, inner: &mut Inner, ino: Ino, live: &LiveContent) {
-        let Some(node) = inner.tree.get_mut(ino) else { return };
-        let shown = node.attrs.as_deref().and_then(|a| a.mtime).or(node.content().map(|c| c.remote.mtime));
+        let Some(node) = inner.tree.get(ino) else { return };
+        let shown = node.attrs().and_then(|a| a.mtime).or(node.content().map(|c| c.remote.mtime));
         if let Some(mtime) = shown
             && let Err(error) = set_mtime(&live.file, mtime)
         {
             tracing::warn!(%error, "cannot set the mtime of a fetched content");
         }
         if let Some(mtime) = shown
-            && let Some(content) = node.content_mut()
+            && inner.tree.change_content(ino, |content| content.remote.mtime = mtime)
+            && let Some(attrs) = inner.tree.get_mut(ino).and_then(|node| node.attrs_if_any())
         {
-            content.remote.mtime = mtime;
-            if let Some(attrs) = node.attrs.as_deref_mut() {
-                attrs.mtime = None;
-            }
+            attrs.mtime = None;
         }
     }
 
@@ -246,7 +242,7 @@ impl Volume {
     pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<String>> {
         let inner = self.lock();
         let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
-        Ok(node.attrs.as_deref().map(|a| a.xattrs.keys().cloned().collect()).unwrap_or_default())
+        Ok(node.attrs().map(|a| a.xattrs.keys().cloned().collect()).unwrap_or_default())
     }
 
     /// One extended attribute.
@@ -256,7 +252,7 @@ impl Volume {
     pub fn get_xattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>> {
         let inner = self.lock();
         let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
-        node.attrs.as_deref().and_then(|a| a.xattrs.get(name).cloned()).ok_or(VolumeError::NoAttribute)
+        node.attrs().and_then(|a| a.xattrs.get(name).cloned()).ok_or(VolumeError::NoAttribute)
     }
 
     /// Sets (`Some`) or removes (`None`) an extended attribute of the user namespace; kept on this machine.
@@ -294,7 +290,7 @@ impl Volume {
             inner.commit(changes)?;
         }
         if let Some(node) = inner.tree.get_mut(ino) {
-            node.attrs = Some(Box::new(attrs));
+            node.set_attrs(Some(attrs));
         }
         Ok(())
     }

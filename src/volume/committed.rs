@@ -38,12 +38,12 @@ impl Volume {
         let mut changes = Changes::default();
         for (path, row) in &inner.committed {
             let current = index.get(path);
-            let holds = match (current, &row.entry) {
+            let holds = match (&current, &row.entry) {
                 (Some(current), Some(ours)) => current.same_version(ours),
                 (None, None) => true,
                 _ => false,
             };
-            let as_before = match (current, &row.replaced) {
+            let as_before = match (&current, &row.replaced) {
                 (Some(current), Some(before)) => current.same_version(before),
                 (None, None) => true,
                 _ => false,
@@ -54,7 +54,7 @@ impl Volume {
                 && !inner.deltas.contains_key(path)
                 && let Ok(path) = RelPath::parse(path)
             {
-                let replaced = current.map(|entry| Replaced { entry: entry.clone(), fingerprint: None });
+                let replaced = current.map(|entry| Replaced { entry, fingerprint: None });
                 undone.push(Undone { path, committed: row.clone(), replaced });
             }
         }

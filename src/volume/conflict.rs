@@ -43,7 +43,7 @@ impl Volume {
         inner: &mut Inner,
         path: &RelPath,
         data: NodeData,
-        attrs: Option<Box<Attrs>>,
+        attrs: Option<Attrs>,
         notices: &mut Vec<Notice>,
     ) -> Result<()> {
         loop {
@@ -57,7 +57,7 @@ impl Volume {
                         None => {
                             let ino = inner.tree.insert(parent, path.name(), data);
                             if let Some(node) = inner.tree.get_mut(ino) {
-                                node.attrs = attrs;
+                                node.set_attrs(attrs);
                             }
                             inner.touch_directory(parent);
                             inner.shadowed.remove(path.as_str());
@@ -81,7 +81,8 @@ impl Volume {
         let mut changes = Changes::default();
         rows_for_new_name(inner, ino, from.as_str(), to.as_str(), &mut changes);
         inner.commit(changes)?;
-        let Some((parent, name)) = inner.tree.get(ino).map(|n| (n.parent, n.name.to_string())) else { return Ok(()) };
+        let (Some(parent), Some(node)) = (inner.tree.parent(ino), inner.tree.get(ino)) else { return Ok(()) };
+        let name = node.name().to_owned();
         inner.tree.rename(ino, parent, to.name());
         notices.push(Notice::Entry { parent, name });
         notices.push(Notice::Entry { parent, name: to.name().to_owned() });

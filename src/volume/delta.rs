@@ -212,8 +212,8 @@ impl Inner {
         if dir == ROOT {
             return;
         }
+        let only = self.tree.child_count(dir) == 1 && self.tree.parent(leaving) == Some(dir);
         let Some(node) = self.tree.get_mut(dir) else { return };
-        let only = node.children().is_some_and(|c| c.len() == 1 && c.values().all(|i| *i == leaving));
         if !only || node.explicit {
             return;
         }

@@ -165,7 +165,7 @@ impl Volume {
             changes.content(victim.id, None);
             let Some(node) = inner.tree.get(victim.ino) else { continue };
             let mut attrs = node.attrs_row();
-            let recorded = inner.base_entry(&victim.path).and_then(crate::datastore::Entry::mtime_nanos);
+            let recorded = inner.base_entry(&victim.path).and_then(|entry| entry.mtime_nanos());
             // What the index cannot carry of the time stays with the name.
             attrs.mtime = attrs.mtime.or(node.content().map(|c| c.remote.mtime).filter(|now| Some(*now) != recorded));
             let row = NodeRow { path: victim.path.clone(), kind: node.kind(), content: None, attrs };
@@ -177,10 +177,8 @@ impl Volume {
             inner.space.remove(victim.id);
             inner.space.evicted.0 += 1;
             inner.space.evicted.1 += victim.bytes;
-            let known = inner.tree.get(victim.ino).is_some_and(|node| node.lookups > 0);
-            if let Some(content) = inner.tree.get_mut(victim.ino).and_then(|n| n.content_mut()) {
-                content.id = None;
-            }
+            let known = inner.tree.get(victim.ino).is_some_and(|node| node.lookups() > 0);
+            inner.tree.change_content(victim.ino, |content| content.id = None);
             if known {
                 inner.eviction_notices.push(Notice::Content(victim.ino));
             }
@@ -197,8 +195,8 @@ impl Volume {
 
 /// The path of a content that can be fetched again and that nobody needs now.
 fn evictable(inner: &Inner, id: ContentId, ino: Ino) -> Option<String> {
-    let node = inner.tree.get(ino).filter(|node| node.linked)?;
-    if node.content()?.id != Some(id) || node.opens > 0 {
+    let node = inner.tree.get(ino).filter(|node| node.is_linked())?;
+    if node.content()?.id != Some(id) || node.opens() > 0 {
         return None;
     }
     if let Some(live) = inner.live.get(&id)

@@ -74,7 +74,7 @@ impl Volume {
     /// Whether a content still is that of its file.
     pub fn is_current(&self, live: &LiveContent) -> bool {
         let inner = self.lock();
-        inner.tree.get(live.ino).is_some_and(|n| n.linked && n.content().is_some_and(|c| c.id == Some(live.id)))
+        inner.tree.get(live.ino).is_some_and(|n| n.is_linked() && n.content().is_some_and(|c| c.id == Some(live.id)))
     }
 
     /// All bytes are here and verified.
@@ -132,12 +132,9 @@ impl Volume {
     /// A remote file has another size than its entry says, and the object is right.
     pub fn resize_remote(&self, ino: Ino, size: u64) -> Vec<Notice> {
         let mut inner = self.lock();
-        match inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
-            Some(content) => {
-                content.remote.size = size;
-                vec![Notice::Inode(ino)]
-            }
-            None => Vec::new(),
+        match inner.tree.change_content(ino, |content| content.remote.size = size) {
+            true => vec![Notice::Inode(ino)],
+            false => Vec::new(),
         }
     }
 
@@ -160,9 +157,9 @@ impl Volume {
         let inner = self.lock();
         let evicted = inner.space.evicted;
         let mut census = Census { evicted, shadowed: inner.shadowed.clone(), ..Census::default() };
-        for (ino, node) in inner.tree.nodes().filter(|(_, node)| node.linked) {
+        for (ino, node) in inner.tree.linked() {
             let Some(content) = node.content() else { continue };
-            if crate::datastore::names::may_be_internal(&node.name) {
+            if crate::datastore::names::may_be_internal(node.name()) {
                 census.local_only += u64::from(inner.tree.path(ino).is_some_and(|path| !Inner::is_synced(&path)));
             }
             let Some(id) = content.id else { continue };

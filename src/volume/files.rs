@@ -85,7 +85,7 @@ impl Volume {
         if node.is_dir() {
             return Err(VolumeError::IsDir);
         }
-        if !node.linked {
+        if !node.is_linked() {
             // The kernel looks the name up again and finds what is there now.
             return Err(VolumeError::Stale);
         }
@@ -118,7 +118,7 @@ impl Volume {
 
     /// The live content of a file, opening or preparing it.
     pub(super) fn live_for(&self, inner: &mut Inner, ino: Ino) -> Result<Arc<LiveContent>> {
-        let content = *inner.tree.get(ino).and_then(|n| n.content()).ok_or(VolumeError::Stale)?;
+        let content = inner.tree.get(ino).and_then(|n| n.content()).ok_or(VolumeError::Stale)?;
         if let Some(live) = content.id.and_then(|id| inner.live.get(&id)) {
             return Ok(Arc::clone(live));
         }
@@ -148,9 +148,7 @@ impl Volume {
         state.complete = content.remote.size == 0 && !export;
         let live = Arc::new(LiveContent::new(id, ino, file, state));
         inner.live.insert(id, Arc::clone(&live));
-        if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
-            content.id = Some(id);
-        }
+        inner.tree.change_content(ino, |content| content.id = Some(id));
         if live.is_complete() {
             self.stamp_mtime(inner, ino, &live);
         }
@@ -230,14 +228,14 @@ impl Volume {
         if node.is_dir() {
             return Err(VolumeError::IsDir);
         }
-        if !node.linked && node.content().is_none_or(|c| c.id.is_none()) {
+        if !node.is_linked() && node.content().is_none_or(|c| c.id.is_none()) {
             return Err(VolumeError::Stale);
         }
         let complete = node.content().and_then(|c| c.id).is_some_and(|id| match inner.live.get(&id) {
             Some(live) => live.is_complete(),
             None => inner.content_rows.get(&id).is_some_and(|row| row.present.is_none()),
         });
-        if !complete && size == 0 && node.linked {
+        if !complete && size == 0 && node.is_linked() {
             return self.replace_with_empty(inner, ino).map(|()| None);
         }
         let live = self.live_for(inner, ino)?;
@@ -278,11 +276,10 @@ impl Volume {
         let (kind, attrs) = (node.kind(), node.attrs_row());
         changes.node(&path, Some(NodeRow { path: path.clone(), kind, content: Some(id), attrs }));
         inner.commit(changes)?;
-        if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
+        inner.tree.change_content(ino, |content| {
             content.id = Some(id);
-            content.remote =
-                Remote { size: 0, mtime: crate::datastore::now_nanos(), executable: content.remote.executable };
-        }
+            content.remote = Remote { size: 0, mtime: crate::datastore::now_nanos(), ..content.remote };
+        });
         if let Some(node) = inner.tree.get_mut(ino) {
             node.attrs_mut().mtime = None;
         }
@@ -307,7 +304,7 @@ impl Volume {
             return Ok(Arc::clone(&handle.live));
         }
         let mut inner = self.lock();
-        if inner.tree.get(handle.ino).is_some_and(|n| n.linked) {
+        if inner.tree.get(handle.ino).is_some_and(|n| n.is_linked()) {
             self.live_for(&mut inner, handle.ino)
         } else {
             Ok(Arc::clone(&handle.live))
@@ -333,7 +330,7 @@ impl Volume {
     fn note_written(&self, inner: &mut Inner, ino: Ino) {
         self.changed.notify_one();
         inner.touch_ctime(ino);
-        if let Some(mode) = inner.tree.get_mut(ino).and_then(|n| n.attrs.as_deref_mut()).and_then(|a| a.mode.as_mut()) {
+        if let Some(mode) = inner.tree.get_mut(ino).and_then(|n| n.attrs_if_any()).and_then(|a| a.mode.as_mut()) {
             *mode &= !0o4000;
             if *mode & 0o010 != 0 {
                 *mode &= !0o2000;
@@ -399,7 +396,7 @@ impl Volume {
             let delta = Delta::Put { origin: None, suspect: false };
             changes.delta(&path, Some(DeltaRow { generation, delta, ..row }));
             changes.content(live.id, Some(ContentRow::changed()));
-        } else if origin.as_ref().is_some_and(|o| o.key == path && Some(&o.entry) == inner.base_entry(&path))
+        } else if origin.as_ref().is_some_and(|o| o.key == path && Some(&o.entry) == inner.base_entry(&path).as_ref())
             && !self.attributes_differ(inner, ino, origin.as_ref().map(|o| &o.entry))
         {
             changes.delta(&path, None);
@@ -415,7 +412,7 @@ impl Volume {
     /// Nobody has the content open any more.
     pub(super) fn retire(&self, inner: &mut Inner, ino: Ino, live: &Arc<LiveContent>) {
         let named =
-            inner.tree.get(ino).filter(|n| n.linked).and_then(|n| n.content()).and_then(|c| c.id) == Some(live.id);
+            inner.tree.get(ino).filter(|n| n.is_linked()).and_then(|n| n.content()).and_then(|c| c.id) == Some(live.id);
         if !named {
             if inner.live.remove(&live.id).is_some() {
                 self.doom(inner, live.id);
@@ -439,10 +436,7 @@ impl Volume {
         }
         match super::attributes::file_stat(&live.file) {
             Ok((size, mtime)) => {
-                if let Some(content) = inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
-                    content.remote.size = size;
-                    content.remote.mtime = mtime;
-                }
+                inner.tree.change_content(ino, |content| content.remote = Remote { size, mtime, ..content.remote });
                 inner.space.set(live.id, ino, size);
             }
             Err(error) => tracing::warn!(%error, "cannot stat a local content"),

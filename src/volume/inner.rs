@@ -100,9 +100,9 @@ impl Inner {
             .tree
             .find(path)
             .and_then(|ino| self.version_of(ino))
-            .filter(|v| v.key == path && v.entry == *entry)
+            .filter(|v| v.key == path && v.entry == entry)
             .and_then(|v| v.fingerprint);
-        Some(Replaced { entry: entry.clone(), fingerprint })
+        Some(Replaced { entry, fingerprint })
     }
 
     /// The version in the bucket whose bytes a file has, unless they were changed here.
@@ -125,7 +125,7 @@ impl Inner {
             None => match fetched {
                 Some(version) => Some(version),
                 None => {
-                    let entry = self.base.index.get(&path)?.clone();
+                    let entry = self.base.index.get(&path)?;
                     Some(Version { key: path, entry, fingerprint: None })
                 }
             },
@@ -162,7 +162,7 @@ impl Inner {
     }
 
     /// The entry of the base at a path.
-    pub fn base_entry(&self, path: &str) -> Option<&Entry> {
+    pub fn base_entry(&self, path: &str) -> Option<Entry> {
         self.base.index.get(path)
     }
 }

@@ -142,8 +142,8 @@ impl Volume {
     fn place_blocked(&self, blocked: Vec<RelPath>) -> Result<()> {
         let mut inner = self.lock();
         for path in blocked {
-            let Some(entry) = inner.base_entry(path.as_str()).cloned() else { continue };
-            self.insert_remote(&mut inner, &path, super::rebase::remote_file(&entry), None, &mut Vec::new())?;
+            let Some(entry) = inner.base_entry(path.as_str()) else { continue };
+            self.insert_remote(&mut inner, &path, NodeData::of(&entry), None, &mut Vec::new())?;
         }
         Ok(())
     }
@@ -165,7 +165,7 @@ impl Volume {
         let inner = &mut *guard;
         let mut order: HashMap<ContentId, usize> = opened.iter().enumerate().map(|(at, id)| (*id, at + 1)).collect();
         let mut held: Vec<(usize, ContentId, Ino, u64)> = Vec::new();
-        for (ino, node) in inner.tree.nodes() {
+        for (ino, node) in inner.tree.linked() {
             let Some(content) = node.content() else { continue };
             let Some((id, row)) = content.id.and_then(|id| Some((id, inner.content_rows.get(&id)?))) else { continue };
             let bytes = row.present.as_ref().map_or(content.remote.size, crate::cache::RangeSet::total);
@@ -236,18 +236,28 @@ impl Builder<'_> {
     }
 
     fn base_entries(&mut self) {
-        for (path, entry) in self.base.entries() {
-            if self.deltas.contains_key(path.as_str()) {
+        let mut path = String::new();
+        // Entries of a directory mostly follow each other: it is looked for once.
+        let mut at: Option<(&str, std::result::Result<Ino, Ino>)> = None;
+        for entry in self.base.entries() {
+            let (directory, name) = (entry.name().directory(), entry.name().last());
+            entry.name().write_into(&mut path);
+            if self.deltas.contains_key(&path) {
                 continue;
             }
-            match self.tree.make_dirs(path.parent().unwrap_or("")) {
-                Err(_) => self.blocked.push(path.clone()),
-                Ok(parent) if self.tree.child(parent, path.name()).is_some() => {
+            let parent = match at {
+                Some((known, parent)) if known == directory => parent,
+                _ => self.tree.make_dirs(directory),
+            };
+            at = Some((directory, parent));
+            match parent {
+                Err(_) => self.blocked.push(entry.path()),
+                Ok(parent) if self.tree.child(parent, name).is_some() => {
                     let reason = "a directory on this machine has the same name".to_owned();
-                    self.shadowed.insert(path.to_string(), reason);
+                    self.shadowed.insert(path.clone(), reason);
                 }
                 Ok(parent) => {
-                    self.tree.insert(parent, path.name(), super::rebase::remote_file(entry));
+                    self.tree.insert(parent, name, NodeData::listed(&entry));
                 }
             }
         }
@@ -269,7 +279,7 @@ impl Builder<'_> {
                 && let Some(node) = self.tree.get_mut(ino)
                 && !row.attrs.is_empty()
             {
-                node.attrs = Some(Box::new(row.attrs.clone()));
+                node.set_attrs(Some(row.attrs.clone()));
             }
         }
     }
@@ -324,8 +334,8 @@ impl Builder<'_> {
             return self.forgotten.push((Some(row.path), row.content));
         };
         let content =
-            content.filter(|id| self.rows.get(id).and_then(|r| r.version.as_ref()).is_some_and(|v| v.entry == *entry));
-        let mut remote = Remote::of(entry);
+            content.filter(|id| self.rows.get(id).and_then(|r| r.version.as_ref()).is_some_and(|v| v.entry == entry));
+        let mut remote = Remote::of(&entry);
         if let Some(stamp) = content.and_then(|id| self.rows.get(&id)).and_then(|r| r.stamp) {
             remote.mtime = stamp.mtime;
         }
@@ -361,7 +371,7 @@ impl Builder<'_> {
         if let Some(node) = self.tree.get_mut(ino)
             && !row.attrs.is_empty()
         {
-            node.attrs = Some(Box::new(row.attrs));
+            node.set_attrs(Some(row.attrs));
         }
     }
 
@@ -372,9 +382,7 @@ impl Builder<'_> {
             .iter()
             .filter(|(path, _)| self.tree.find(path).is_none())
             .filter_map(|(path, row)| match &row.delta {
-                Delta::Put { origin: Some(origin), .. } => {
-                    Some((path.clone(), super::rebase::remote_file(&origin.entry)))
-                }
+                Delta::Put { origin: Some(origin), .. } => Some((path.clone(), NodeData::of(&origin.entry))),
                 _ => None,
             })
             .collect();

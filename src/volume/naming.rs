@@ -13,7 +13,7 @@ use super::rebase::Notice;
 use super::{Result, Stat, Volume, VolumeError};
 use crate::cache::rows::{Attrs, ContentRow, Kind, NodeRow};
 use crate::datastore::{NameClass, RelPath, classify, now_nanos};
-use crate::tree::{Children, Content, Ino, NodeData, ROOT, Remote};
+use crate::tree::{Content, Ino, NodeData, ROOT, Remote};
 
 /// Longest name in a directory, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -61,7 +61,7 @@ impl Volume {
 
     /// The parent of a directory (the root's is the root).
     pub fn parent(&self, ino: Ino) -> Ino {
-        self.lock().tree.get(ino).map_or(ROOT, |n| n.parent)
+        self.lock().tree.parent(ino).unwrap_or(ROOT)
     }
 
     /// The kernel dropped references to an inode.
@@ -75,13 +75,12 @@ impl Volume {
     /// `NotDir`, `Stale`.
     pub fn list(&self, dir: Ino) -> Result<Vec<DirEntry>> {
         let inner = self.lock();
-        let children = inner.tree.get(dir).ok_or(VolumeError::Stale)?.children().ok_or(VolumeError::NotDir)?;
-        let mut entries = Vec::with_capacity(children.len());
-        for (name, ino) in children {
-            if let Some(kind) = inner.tree.kind(*ino) {
-                entries.push(DirEntry { name: name.clone(), ino: *ino, kind });
-            }
+        if !inner.tree.get(dir).ok_or(VolumeError::Stale)?.is_dir() {
+            return Err(VolumeError::NotDir);
         }
+        let mut entries = Vec::with_capacity(inner.tree.child_count(dir));
+        let children = inner.tree.children(dir);
+        entries.extend(children.map(|(ino, node)| DirEntry { name: node.name().into(), ino, kind: node.kind() }));
         Ok(entries)
     }
 
@@ -137,10 +136,10 @@ impl Volume {
         let mut changes = Changes::default();
         changes.node(&path, Some(NodeRow { path: path.clone(), kind: Kind::Dir, content: None, attrs: attrs.clone() }));
         self.with_room(&mut inner, |inner| inner.commit(changes.clone()))?;
-        let ino = inner.tree.insert(parent, name, NodeData::Dir(Children::default()));
+        let ino = inner.tree.insert(parent, name, NodeData::Dir);
         if let Some(node) = inner.tree.get_mut(ino) {
             node.explicit = true;
-            node.attrs = Some(Box::new(attrs));
+            node.set_attrs(Some(attrs));
         }
         inner.touch_directory(parent);
         inner.tree.remember(ino);
@@ -190,7 +189,7 @@ impl Volume {
         let data = if kind == Kind::Symlink { NodeData::Symlink(content) } else { NodeData::File(content) };
         let ino = inner.tree.insert(parent, name, data);
         if let Some(node) = inner.tree.get_mut(ino) {
-            node.attrs = Some(Box::new(attrs));
+            node.set_attrs(Some(attrs));
         }
         let live = Arc::new(LiveContent::new(id, ino, file, FetchState::complete(None)));
         inner.space.opened(id, ino);
@@ -296,10 +295,10 @@ impl Volume {
         inner.writable()?;
         let ino = inner.tree.child(parent, name).ok_or(VolumeError::NotFound)?;
         let node = inner.tree.get(ino).ok_or(VolumeError::NotFound)?;
-        match node.children() {
-            None => return Err(VolumeError::NotDir),
-            Some(children) if !children.is_empty() => return Err(VolumeError::NotEmpty),
-            Some(_) => {}
+        match node.is_dir() {
+            false => return Err(VolumeError::NotDir),
+            true if !node.is_empty() => return Err(VolumeError::NotEmpty),
+            true => {}
         }
         let path = inner.tree.path(ino).ok_or(VolumeError::NotFound)?;
         let mut changes = Changes::default();
@@ -354,9 +353,9 @@ impl Volume {
         if inner.tree.find(path).is_some() || inner.deltas.contains_key(path) {
             return Ok(notices);
         }
-        if let (Some(entry), Ok(rel)) = (inner.base_entry(path).cloned(), RelPath::parse(path)) {
+        if let (Some(entry), Ok(rel)) = (inner.base_entry(path), RelPath::parse(path)) {
             let parent = rel.parent().and_then(|p| inner.tree.find(p)).unwrap_or(ROOT);
-            self.insert_remote(inner, &rel, super::rebase::remote_file(&entry), None, &mut notices)?;
+            self.insert_remote(inner, &rel, NodeData::of(&entry), None, &mut notices)?;
             notices.push(Notice::Entry { parent, name: rel.name().to_owned() });
         }
         Ok(notices)

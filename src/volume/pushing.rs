@@ -453,7 +453,7 @@ impl Volume {
                 (_, false) => None,
                 (Some(live), true) => complete_stamp(live, true)?,
                 (None, true) => {
-                    let node = inner.tree.get(ino).and_then(|n| n.content().copied());
+                    let node = inner.tree.get(ino).and_then(|n| n.content());
                     node.map(|c| crate::cache::rows::FileStamp { size: c.remote.size, mtime: c.remote.mtime })
                 }
             };

@@ -13,7 +13,7 @@ use super::inner::{Base, Inner};
 use super::live::LiveContent;
 use super::pushing::{Outcome, Settled};
 use super::{Result, Volume};
-use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, PendingDelete, Version};
+use crate::cache::rows::{Attrs, ContentRow, Delta, DeltaRow, Kind, PendingDelete, Version};
 use crate::cache::saved_base::{self, Before};
 use crate::cache::{ContentId, StateDb};
 use crate::datastore::{Entry, EntryKind, Fresh, Index, RelPath, RemoteIndex, now_nanos};
@@ -54,7 +54,7 @@ pub enum Notice {
 
 enum TreeStep {
     Remove(Ino),
-    Insert { path: RelPath, data: NodeData, attrs: Option<Box<crate::cache::rows::Attrs>> },
+    Insert { path: RelPath, data: NodeData, attrs: Option<Attrs> },
     Rename { ino: Ino, to: RelPath },
     Refresh { ino: Ino, remote: Remote },
     Mark(RelPath),
@@ -70,12 +70,6 @@ struct Work<'a> {
     moved: HashSet<String>,
     pruned: Vec<String>,
     notices: Vec<Notice>,
-}
-
-/// The file that an entry describes, not fetched.
-pub(super) fn remote_file(entry: &Entry) -> NodeData {
-    let content = Content { id: None, remote: Remote::of(entry) };
-    if entry.kind() == EntryKind::Symlink { NodeData::Symlink(content) } else { NodeData::File(content) }
 }
 
 impl Volume {
@@ -110,7 +104,7 @@ impl Volume {
         }
         let mut seen: HashSet<&RelPath> = HashSet::new();
         for path in changed.iter().chain(&revealed).filter(|path| seen.insert(path)) {
-            work.apply(path, index.shown(path))?;
+            work.apply(path, index.shown(path).map(|entry| entry.to_entry()).as_ref())?;
         }
         for path in marked {
             work.note_name(path.as_str());
@@ -146,8 +140,8 @@ impl Volume {
         let mut guard = self.lock();
         let path = guard.live_path(live).filter(|path| !guard.deltas.contains_key(path));
         let Some(path) = path.and_then(|path| RelPath::parse(&path).ok()) else { return Ok(Vec::new()) };
-        let entry = guard.base_entry(path.as_str()).cloned();
-        let content = guard.tree.get(live.ino).and_then(|n| n.content().copied());
+        let entry = guard.base_entry(path.as_str());
+        let content = guard.tree.get(live.ino).and_then(|n| n.content());
         let (Some(entry), Some(content)) = (entry, content) else { return Ok(Vec::new()) };
         let mut work = Work::new(self, &mut guard);
         work.replace(&path, live.ino, content, Some(&entry));
@@ -276,15 +270,15 @@ impl<'a> Work<'a> {
         let found = if moved { None } else { self.inner.tree.find(path.as_str()) };
         let Some(ino) = found else {
             if let Some(entry) = entry {
-                self.steps.push(TreeStep::Insert { path: path.clone(), data: remote_file(entry), attrs: None });
+                self.steps.push(TreeStep::Insert { path: path.clone(), data: NodeData::of(entry), attrs: None });
                 self.note_name(path.as_str());
             }
             return Ok(());
         };
-        let Some(content) = self.inner.tree.get(ino).and_then(|n| n.content().copied()) else {
+        let Some(content) = self.inner.tree.get(ino).and_then(|n| n.content()) else {
             if let Some(entry) = entry {
                 // The directory may be gone by the time of the step, with the last file below it.
-                self.steps.push(TreeStep::Insert { path: path.clone(), data: remote_file(entry), attrs: None });
+                self.steps.push(TreeStep::Insert { path: path.clone(), data: NodeData::of(entry), attrs: None });
             }
             return Ok(());
         };
@@ -346,7 +340,7 @@ impl<'a> Work<'a> {
             self.dropped.push(id);
         }
         self.note_name(path.as_str());
-        let attrs = self.inner.tree.get(ino).and_then(|n| n.attrs.clone());
+        let attrs = self.inner.tree.get(ino).and_then(|n| n.attrs().cloned());
         self.steps.push(TreeStep::Remove(ino));
         if let Some(entry) = entry {
             // Owner and attributes stay with the name; times and the executable bit come with the new version.
@@ -358,7 +352,7 @@ impl<'a> Work<'a> {
                 a.mode = a.mode.map(|m| (m & !0o111) | (bits & (m >> 2 | 0o100)));
                 a
             });
-            self.steps.push(TreeStep::Insert { path: path.clone(), data: remote_file(entry), attrs });
+            self.steps.push(TreeStep::Insert { path: path.clone(), data: NodeData::of(entry), attrs });
         }
     }
 
@@ -366,7 +360,7 @@ impl<'a> Work<'a> {
     fn note_name(&mut self, path: &str) {
         let mut dir = ROOT;
         for name in path.split('/') {
-            let known = dir == ROOT || self.inner.tree.get(dir).is_some_and(|n| n.lookups > 0);
+            let known = dir == ROOT || self.inner.tree.get(dir).is_some_and(|n| n.lookups() > 0);
             let next = self.inner.tree.child(dir, name);
             let last = next.is_none_or(|n| !self.inner.tree.get(n).is_some_and(|n| n.is_dir()));
             if last {
@@ -406,7 +400,7 @@ impl<'a> Work<'a> {
     fn step(&mut self, step: TreeStep) -> Result<()> {
         match step {
             TreeStep::Remove(ino) => {
-                let parent = self.inner.tree.get(ino).map_or(ROOT, |n| n.parent);
+                let parent = self.inner.tree.parent(ino).unwrap_or(ROOT);
                 self.inner.tree.unlink(ino);
                 self.inner.touch_directory(parent);
                 self.prune(parent);
@@ -428,12 +422,8 @@ impl<'a> Work<'a> {
                 }
             }
             TreeStep::Refresh { ino, remote } => {
-                if let Some(content) = self.inner.tree.get_mut(ino).and_then(|n| n.content_mut()) {
-                    content.remote = remote;
-                }
-                if let Some(node) = self.inner.tree.get_mut(ino)
-                    && let Some(attrs) = node.attrs.as_deref_mut()
-                {
+                self.inner.tree.change_content(ino, |content| content.remote = remote);
+                if let Some(attrs) = self.inner.tree.get_mut(ino).and_then(|node| node.attrs_if_any()) {
                     attrs.mtime = None;
                     attrs.mode = attrs.mode.map(|m| if remote.executable { m | 0o100 } else { m & !0o111 });
                 }
@@ -457,11 +447,11 @@ impl<'a> Work<'a> {
     fn prune(&mut self, mut dir: Ino) {
         while dir != ROOT {
             let Some(node) = self.inner.tree.get(dir) else { return };
-            if node.explicit || node.children().is_none_or(|c| !c.is_empty()) {
+            if node.explicit || !node.is_dir() || !node.is_empty() {
                 return;
             }
-            let (parent, name) = (node.parent, node.name.to_string());
-            self.pruned.extend(self.inner.tree.path(dir).filter(|_| node.attrs.is_some()));
+            let (parent, name) = (self.inner.tree.parent(dir).unwrap_or(ROOT), node.name().to_owned());
+            self.pruned.extend(self.inner.tree.path(dir).filter(|_| node.attrs().is_some()));
             self.notices.push(Notice::Entry { parent, name });
             self.inner.tree.unlink(dir);
             dir = parent;

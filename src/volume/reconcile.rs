@@ -101,7 +101,7 @@ impl Volume {
         leaving: &mut Vec<RelPath>,
     ) -> Result<()> {
         let entry = copy.get(path.as_str());
-        let clean = entry.filter(|e| {
+        let clean = entry.as_ref().filter(|e| {
             let recorded = e.local_mtime.as_deref().unwrap_or(&e.last_modified);
             e.size == stat.size && format_nanos(stat.mtime_nanos) == recorded
         });
@@ -115,14 +115,14 @@ impl Volume {
                 return Ok(());
             }
             let id = self.ingest(inner, path)?;
-            let base = inner.base_entry(path.as_str()).cloned().unwrap_or_else(|| entry.clone());
+            let base = inner.base_entry(path.as_str()).unwrap_or_else(|| entry.clone());
             let version = Version { key: path.to_string(), entry: base, fingerprint: None };
             let row = ContentRow { version: Some(version), present: None, stamp: Some(stamp) };
             return self.place_content(inner, path, id, row, None, stamp);
         }
         tracing::info!(%path, "found in cache/, written by another client; it will be pushed");
         let replaces =
-            entry.or(inner.base_entry(path.as_str())).map(|entry| Replaced { entry: entry.clone(), fingerprint: None });
+            entry.or_else(|| inner.base_entry(path.as_str())).map(|entry| Replaced { entry, fingerprint: None });
         let id = self.ingest(inner, path)?;
         leaving.push(path.clone());
         if !busy {
@@ -176,14 +176,11 @@ impl Volume {
             changes.delta(path.as_str(), delta);
         }
         inner.commit(changes)?;
-        let executable = inner.base_entry(path.as_str()).is_some_and(|e| Remote::of(e).executable);
+        let executable = inner.base_entry(path.as_str()).is_some_and(|e| Remote::of(&e).executable);
         let remote = Remote { size: stamp.size, mtime: stamp.mtime, executable };
         let content = Content { id: Some(id), remote };
         if let Some(existing) = inner.tree.find(path.as_str()) {
-            if let Some(node) = inner.tree.get_mut(existing).and_then(|n| n.content_mut()) {
-                *node = content;
-                return Ok(());
-            }
+            inner.tree.change_content(existing, |known| *known = content);
             return Ok(());
         }
         self.insert_remote(inner, path, NodeData::File(content), None, &mut Vec::new())

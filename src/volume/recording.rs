@@ -28,7 +28,7 @@ impl Volume {
     fn show_in_reference(&self, inner: &mut Inner, path: &str, live: &LiveContent) {
         let fits = {
             let state = live.state();
-            state.complete && state.version.as_ref().is_some_and(|v| Some(&v.entry) == inner.base_entry(path))
+            state.complete && state.version.as_ref().is_some_and(|v| Some(&v.entry) == inner.base_entry(path).as_ref())
         };
         let plain = inner.tree.kind(live.ino) == Some(Kind::File);
         if fits && plain && live.writers() == 0 && !inner.deltas.contains_key(path) {

@@ -80,10 +80,10 @@ impl Volume {
     fn check_replace(&self, inner: &Inner, ino: Ino, target: Ino) -> Result<()> {
         let is_dir = inner.tree.kind(ino) == Some(Kind::Dir);
         let Some(node) = inner.tree.get(target) else { return Err(VolumeError::Stale) };
-        match (is_dir, node.children()) {
-            (true, None) => Err(VolumeError::NotDir),
-            (false, Some(_)) => Err(VolumeError::IsDir),
-            (true, Some(children)) if !children.is_empty() => Err(VolumeError::NotEmpty),
+        match (is_dir, node.is_dir()) {
+            (true, false) => Err(VolumeError::NotDir),
+            (false, true) => Err(VolumeError::IsDir),
+            (true, true) if !node.is_empty() => Err(VolumeError::NotEmpty),
             _ => Ok(()),
         }
     }
@@ -118,7 +118,7 @@ impl Volume {
             // A crash after the rename must not leave the new name with a content that never reached the disk.
             self.sync_unsynced(inner, &moved)?;
         }
-        let old_parent = inner.tree.get(ino).map(|n| n.parent).ok_or(VolumeError::Stale)?;
+        let old_parent = inner.tree.parent(ino).ok_or(VolumeError::Stale)?;
         let mut changes = Changes::default();
         let mut dropped = None;
         if let Some(target) = target {
@@ -205,7 +205,7 @@ impl Volume {
 
     fn write_directory_rows(inner: &Inner, ino: Ino, from: &str, to: &str, changes: &mut Changes) {
         for (path, dir) in inner.tree.walk(ino) {
-            let Some(node) = inner.tree.get(dir).filter(|n| n.is_dir() && (n.explicit || n.attrs.is_some())) else {
+            let Some(node) = inner.tree.get(dir).filter(|n| n.is_dir() && (n.explicit || n.attrs().is_some())) else {
                 continue;
             };
             let path = format!("{to}{}", &path[from.len()..]);

@@ -2,79 +2,26 @@
 //!
 //! Depends on names, paths and timestamps of the format; does no I/O. Invariants: reading and writing lose nothing that
 //! belongs to somebody else (unknown fields, entries that cannot be shown, entries that make no sense), and internal names
-//! are the only entries that are dropped, noticeably ([`Document::was_scrubbed`]). Clones share their entries.
+//! are the only entries that are dropped, noticeably ([`Document::was_scrubbed`]).
 
-use std::borrow::Borrow;
 use std::collections::HashSet;
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
-use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use super::entry::Entry;
 use super::error::{IndexError, IndexProblem};
+use super::record::Fields;
+use super::slots::{EntryRef, NameRef, Opaque, Slot, Slots};
 use super::{parse, write};
 use crate::datastore::path::RelPath;
 
-/// A name in an index: mostly a path.
-#[derive(Clone, Debug)]
-pub(super) enum Name {
-    Path(RelPath),
-    Other(Box<str>),
-}
-
-impl Name {
-    fn as_str(&self) -> &str {
-        match self {
-            Self::Path(path) => path.as_str(),
-            Self::Other(text) => text,
-        }
-    }
-}
-
-impl Borrow<str> for Name {
-    fn borrow(&self) -> &str {
-        self.as_str()
-    }
-}
-
-impl PartialEq for Name {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
-}
-
-impl Eq for Name {}
-
-impl Hash for Name {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_str().hash(state);
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Opaque {
-    pub value: Value,
-    pub reason: String,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Slot {
-    Known(Arc<Entry>),
-    Opaque(Arc<Opaque>),
-    /// Removed: keeps the order of the others without moving them.
-    Gone,
-}
-
 /// One document in memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Document {
     /// Top-level fields in their order; `entries` is a placeholder.
     pub(super) top: Map<String, Value>,
-    slots: IndexMap<Name, Slot>,
-    known: usize,
-    gone: usize,
+    pub(super) slots: Slots,
     scrubbed: bool,
     duplicates: Vec<Box<str>>,
     /// Every directory on the way to an entry; computed when asked for.
@@ -82,21 +29,9 @@ pub struct Document {
 }
 
 impl Document {
-    pub(super) fn bare() -> Self {
-        Self {
-            top: Map::new(),
-            slots: IndexMap::new(),
-            known: 0,
-            gone: 0,
-            scrubbed: false,
-            duplicates: Vec::new(),
-            directories: OnceLock::new(),
-        }
-    }
-
     /// The index of a new bucket.
     pub fn empty() -> Self {
-        let mut document = Self::bare();
+        let mut document = Self::default();
         document.top.insert("version".into(), Value::from(1));
         document.top.insert("lastPulled".into(), Value::from(""));
         document.top.insert("entries".into(), Value::Null);
@@ -105,7 +40,7 @@ impl Document {
 
     /// A shard without entries.
     pub fn empty_shard() -> Self {
-        let mut document = Self::bare();
+        let mut document = Self::default();
         document.top.insert("version".into(), Value::from(1));
         document.top.insert("entries".into(), Value::Null);
         document
@@ -119,14 +54,18 @@ impl Document {
         parse::parse(bytes)
     }
 
-    pub(super) fn insert_parsed(&mut self, name: Name, slot: Slot) {
-        let known = matches!(slot, Slot::Known(_));
-        if self.slots.contains_key(name.as_str()) {
-            self.duplicates.push(name.as_str().into());
+    /// Takes an entry over as it was read; the name is a path.
+    pub(super) fn insert_parsed(&mut self, name: &str, fields: &Fields<'_>) {
+        if self.slots.set(NameRef::of(name), fields) {
+            self.duplicates.push(name.into());
         }
-        let before = self.slots.insert(name, slot);
-        self.known += usize::from(known);
-        self.known -= usize::from(matches!(before, Some(Slot::Known(_))));
+    }
+
+    /// Takes over what is not understood.
+    pub(super) fn insert_opaque(&mut self, name: &str, value: Value, reason: String) {
+        if self.slots.set_opaque(name, Arc::new(Opaque { value, reason })) {
+            self.duplicates.push(name.into());
+        }
     }
 
     /// Internal names were dropped while it was read.
@@ -141,80 +80,63 @@ impl Document {
 
     /// How many entries are understood.
     pub fn len(&self) -> usize {
-        self.known
+        self.slots.known()
     }
 
     /// Whether no entry is understood.
     pub fn is_empty(&self) -> bool {
-        self.known == 0
+        self.len() == 0
     }
 
     /// Whether it holds entries that are not understood.
     pub(super) fn has_oddities(&self) -> bool {
-        self.known + self.gone != self.slots.len()
+        self.slots.has_opaque()
     }
 
     /// The entry of a name.
-    pub fn get(&self, path: &str) -> Option<&Entry> {
-        match self.slots.get(path) {
-            Some(Slot::Known(entry)) => Some(entry),
-            _ => None,
+    pub fn get(&self, path: &str) -> Option<EntryRef<'_>> {
+        match self.slots.get(path)? {
+            Slot::Known(entry) => Some(entry),
+            Slot::Opaque(..) => None,
+        }
+    }
+
+    /// As [`get`](Self::get), for a name of another document.
+    pub(super) fn find(&self, name: NameRef<'_>) -> Option<EntryRef<'_>> {
+        match self.slots.find(name)? {
+            Slot::Known(entry) => Some(entry),
+            Slot::Opaque(..) => None,
         }
     }
 
     /// Whether any entry has that name, understood or not.
     pub fn names(&self, key: &str) -> bool {
-        matches!(self.slots.get(key), Some(Slot::Known(_) | Slot::Opaque(_)))
+        self.slots.get(key).is_some()
     }
 
     /// Every name, of entries understood or not.
-    pub fn all_names(&self) -> impl Iterator<Item = &str> {
-        self.slots().map(|(name, _)| name)
-    }
-
-    pub(super) fn slots(&self) -> impl Iterator<Item = (&str, &Slot)> {
-        self.slots.iter().filter(|(_, slot)| !matches!(slot, Slot::Gone)).map(|(name, slot)| (name.as_str(), slot))
+    pub fn all_names(&self) -> impl Iterator<Item = NameRef<'_>> {
+        self.slots.iter().map(|slot| slot.name())
     }
 
     /// Every entry that is understood, in the order of the document.
-    pub(super) fn understood(&self) -> impl Iterator<Item = (&RelPath, &Arc<Entry>)> {
-        self.slots.iter().filter_map(|(name, slot)| match (name, slot) {
-            (Name::Path(path), Slot::Known(entry)) => Some((path, entry)),
-            _ => None,
+    pub(super) fn understood(&self) -> impl Iterator<Item = EntryRef<'_>> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Known(entry) => Some(entry),
+            Slot::Opaque(..) => None,
         })
-    }
-
-    /// The path of an entry that is understood, sharing its text.
-    pub(super) fn path_of(&self, path: &str) -> Option<&RelPath> {
-        match self.slots.get_full(path) {
-            Some((_, Name::Path(path), Slot::Known(_))) => Some(path),
-            _ => None,
-        }
     }
 
     /// Every directory on the way to an entry that is understood.
     pub(super) fn directories(&self) -> &HashSet<Box<str>> {
-        self.directories.get_or_init(|| {
-            let mut found: HashSet<Box<str>> = HashSet::new();
-            for (path, _) in self.understood() {
-                // Deepest first: what is known has its parents in the set.
-                for directory in path.ancestors() {
-                    if found.contains(directory) {
-                        break;
-                    }
-                    found.insert(directory.into());
-                }
-            }
-            found
-        })
+        self.directories.get_or_init(|| self.slots.all_directories())
     }
 
     /// Entries that are not understood, or that came twice, each with a reason.
     pub(super) fn problems(&self) -> impl Iterator<Item = IndexProblem> {
-        let opaque = self.slots().filter_map(|(name, slot)| match slot {
-            Slot::Opaque(opaque) => Some(IndexProblem { name: name.to_owned(), reason: opaque.reason.clone() }),
-            _ => None,
-        });
+        let opaque = self.slots.opaque();
+        let opaque =
+            opaque.map(|(name, opaque)| IndexProblem { name: name.to_string(), reason: opaque.reason.clone() });
         let twice = "the index names it more than once; the last entry counts";
         let duplicates = self.duplicates.iter();
         opaque.chain(
@@ -223,23 +145,11 @@ impl Document {
     }
 
     /// Adds or replaces the entry of a file.
-    pub fn set(&mut self, path: &RelPath, entry: Entry) {
-        self.set_shared(path, Arc::new(entry));
-    }
-
-    pub(super) fn set_shared(&mut self, path: &RelPath, entry: Arc<Entry>) {
+    pub fn set(&mut self, path: &RelPath, entry: &Entry) {
+        // Whatever came out of JSON goes back into it.
+        let extra = entry.extra.as_ref().and_then(|extra| serde_json::to_string(extra).ok());
         self.directories = OnceLock::new();
-        match self.slots.get_mut(path.as_str()) {
-            Some(slot) => {
-                self.gone -= usize::from(matches!(slot, Slot::Gone));
-                self.known += usize::from(!matches!(slot, Slot::Known(_)));
-                *slot = Slot::Known(entry);
-            }
-            None => {
-                self.known += 1;
-                self.slots.insert(Name::Path(path.clone()), Slot::Known(entry));
-            }
-        }
+        self.slots.set(NameRef::of(path.as_str()), &Fields::of(entry, extra.as_deref()));
     }
 
     /// Adds an entry under a name that cannot be shown, so that it is not lost.
@@ -248,44 +158,34 @@ impl Document {
         value.insert("key".into(), Value::from(name));
         value.insert("size".into(), Value::from(entry.size));
         value.insert("lastModified".into(), Value::from(entry.last_modified.as_str()));
-        let opaque = Opaque { value: Value::Object(value), reason };
-        self.insert_parsed(Name::Other(name.into()), Slot::Opaque(Arc::new(opaque)));
+        self.insert_opaque(name, Value::Object(value), reason);
     }
 
     /// Takes over an entry of another document as it is, understood or not.
+    pub(super) fn take(&mut self, slot: &Slot<'_>) {
+        self.directories = OnceLock::new();
+        match slot {
+            Slot::Known(entry) => self.slots.set(entry.name(), &entry.fields),
+            Slot::Opaque(name, opaque) => self.slots.set_opaque(&name.to_string(), Arc::clone(opaque)),
+        };
+    }
+
+    /// As [`take`](Self::take), by name; nothing if the other document does not have it.
     pub fn take_from(&mut self, other: &Self, name: &str) {
-        if let Some((_, key, slot)) = other.slots.get_full(name)
-            && !matches!(slot, Slot::Gone)
-        {
-            self.directories = OnceLock::new();
-            let before = self.slots.insert(key.clone(), slot.clone());
-            self.known += usize::from(matches!(slot, Slot::Known(_)));
-            self.known -= usize::from(matches!(before, Some(Slot::Known(_))));
-            self.gone -= usize::from(matches!(before, Some(Slot::Gone)));
+        if let Some(slot) = other.slots.get(name) {
+            self.take(&slot);
         }
     }
 
     /// Removes the entry of a file; `false` when there is none that is understood.
     pub fn remove(&mut self, path: &str) -> bool {
-        matches!(self.slots.get(path), Some(Slot::Known(_))) && self.forget(path)
+        self.get(path).is_some() && self.forget(path)
     }
 
     /// Removes an entry, understood or not.
     pub fn forget(&mut self, name: &str) -> bool {
-        match self.slots.get_mut(name) {
-            None | Some(Slot::Gone) => return false,
-            Some(slot) => {
-                self.known -= usize::from(matches!(slot, Slot::Known(_)));
-                *slot = Slot::Gone;
-            }
-        }
         self.directories = OnceLock::new();
-        self.gone += 1;
-        if self.gone > 64 && self.gone > self.slots.len() / 2 {
-            self.slots.retain(|_, slot| !matches!(slot, Slot::Gone));
-            self.gone = 0;
-        }
-        true
+        self.slots.remove(name)
     }
 
     /// Names of the top-level fields besides those that every index has.

@@ -48,14 +48,20 @@ pub struct Entry {
     pub extra: Option<Box<Map<String, Value>>>,
 }
 
+impl EntryKind {
+    pub(super) fn of_mode(mode: Option<&str>) -> Self {
+        match mode {
+            Some("100755") => Self::Executable,
+            Some("120000") => Self::Symlink,
+            _ => Self::File,
+        }
+    }
+}
+
 impl Entry {
     /// What the entry describes.
     pub fn kind(&self) -> EntryKind {
-        match self.mode.as_deref() {
-            Some("100755") => EntryKind::Executable,
-            Some("120000") => EntryKind::Symlink,
-            _ => EntryKind::File,
-        }
+        EntryKind::of_mode(self.mode.as_deref())
     }
 
     /// The time that a copy of this file carries: `localMtime`, else `lastModified`; `None` when neither is a date.

@@ -11,8 +11,10 @@ mod error;
 mod meta;
 mod parse;
 mod part;
+mod record;
 #[cfg(test)]
 mod shard_tests;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -23,4 +25,5 @@ pub use entry::{Entry, EntryKind, MAX_SIZE};
 pub use error::{IndexError, IndexProblem};
 pub use meta::{Meta, MetaRead};
 pub use part::{MONOLITH, Part, PartName, PartStamp};
+pub use slots::{EntryRef, NameRef};
 pub use view::{Index, Layout, digest_of};

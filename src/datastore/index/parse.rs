@@ -1,26 +1,29 @@
 //! Reads an index: lenient towards entries, strict towards the document.
 //!
-//! Entries go straight into the map, without an intermediate tree, so that 100 MB of JSON stay bounded in time and memory.
+//! Entries go from the input straight into their packed form, without an intermediate tree or a string for each field.
 //! Invariant: an entry is never dropped here, except internal names (zombies) that the format says to scrub; a document
 //! that is no index is an error, never an empty index.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::document::{Document, Name, Opaque, Slot};
-use super::entry::{Entry, MAX_SIZE};
+use super::document::Document;
+use super::entry::MAX_SIZE;
 use super::error::IndexError;
+use super::record::{Fields, Hash, Moment};
 use crate::datastore::names::is_internal;
-use crate::datastore::path::RelPath;
+use crate::datastore::path::check;
 
 /// Reads the bytes of an index.
 pub(super) fn parse(bytes: &[u8]) -> Result<Document, IndexError> {
     // The reference clients decode with a TextDecoder, which drops a byte order mark.
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    let mut index = Document::bare();
+    let mut index = Document::default();
     let mut entries = None;
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     TopSeed { index: &mut index, entries: &mut entries }.deserialize(&mut deserializer).map_err(IndexError::json)?;
@@ -127,72 +130,82 @@ impl<'de> Visitor<'de> for EntriesSeed<'_> {
         f.write_str("the entries of an index")
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EntriesShape, A::Error> {
-        while let Some(name) = map.next_key::<String>()? {
+        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
             if is_internal(&name) {
                 map.next_value::<IgnoredAny>()?;
                 self.0.note_scrubbed();
                 continue;
             }
-            let (name, slot) = match RelPath::parse(&name) {
-                Ok(path) => {
-                    let slot = map.next_value_seed(SlotSeed { name: &name })?;
-                    (Name::Path(path), slot)
-                }
+            match check(&name) {
+                Ok(()) => map.next_value_seed(EntrySeed { document: self.0, name: &name })?,
                 Err(problem) => {
                     let value = map.next_value::<Value>()?;
-                    (Name::Other(name.into()), Slot::Opaque(Arc::new(Opaque { value, reason: problem.to_string() })))
+                    self.0.insert_opaque(&name, value, problem.to_string());
                 }
-            };
-            self.0.insert_parsed(name, slot);
+            }
         }
+        self.0.slots.shrink();
         Ok(EntriesShape::Object)
     }
     visit_other_shapes!(|_, _| Ok(EntriesShape::Other));
 }
 
-struct SlotSeed<'a> {
+/// Puts what is under the name of a file into the document.
+struct EntrySeed<'a> {
+    document: &'a mut Document,
     name: &'a str,
 }
 
-impl<'de> DeserializeSeed<'de> for SlotSeed<'_> {
-    type Value = Slot;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Slot, D::Error> {
+impl EntrySeed<'_> {
+    fn opaque(self, value: Value, reason: String) {
+        self.document.insert_opaque(self.name, value, reason);
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for EntrySeed<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for SlotSeed<'_> {
-    type Value = Slot;
+impl<'de> Visitor<'de> for EntrySeed<'_> {
+    type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an entry of an index")
     }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Slot, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut size = None;
-        let mut last_modified = None;
-        let mut entry = Entry::default();
+        let [mut last_modified, mut local_mtime, mut sha256, mut mode] = [None, None, None, None];
         let mut extra = Map::new();
         let mut has_key = false;
-        while let Some(field) = map.next_key::<FieldName>()? {
-            let value = map.next_value::<Value>()?;
-            match (field, value) {
-                (FieldName::Key, Value::String(key)) if key == self.name => has_key = true,
-                (FieldName::Size, value) => size = Some(value),
-                (FieldName::LastModified, Value::String(text)) => last_modified = Some(text),
-                (FieldName::LocalMtime, Value::String(text)) => entry.local_mtime = Some(text),
-                (FieldName::Sha256, Value::String(text)) => entry.sha256 = Some(text),
-                (FieldName::Mode, Value::String(text)) => entry.mode = Some(text),
+        while let Some(Text(field)) = map.next_key::<Text<'de>>()? {
+            match (&*field, map.next_value::<FieldValue<'de>>()?) {
+                ("key", FieldValue::Text(key)) if key == self.name => has_key = true,
+                ("size", value) => size = Some(value),
+                ("lastModified", FieldValue::Text(text)) => last_modified = Some(text),
+                ("localMtime", FieldValue::Text(text)) => local_mtime = Some(text),
+                ("sha256", FieldValue::Text(text)) => sha256 = Some(text),
+                ("mode", FieldValue::Text(text)) => mode = Some(text),
                 // A wrong type in a field that we can do without: the file is shown, the field is kept as it is.
-                (field, value) => {
-                    extra.insert(field.into_string(), value);
+                (_, value) => {
+                    extra.insert(field.into_owned(), value.into_value());
                 }
             }
         }
         let number = size.as_ref().map(read_size);
         if let Some(Ok(size)) = number {
-            entry.size = size;
-            entry.last_modified = last_modified.unwrap_or_default();
-            entry.extra = (!extra.is_empty()).then(|| Box::new(extra));
-            return Ok(Slot::Known(Arc::new(entry)));
+            let extra = if extra.is_empty() { None } else { Some(to_json(&extra)?) };
+            let fields = Fields {
+                size,
+                last_modified: Moment::of(last_modified.as_deref().unwrap_or_default()),
+                local_mtime: local_mtime.as_deref().map(Moment::of),
+                sha256: sha256.as_deref().map(Hash::of),
+                mode: mode.as_deref(),
+                extra: extra.as_deref(),
+            };
+            self.document.insert_parsed(self.name, &fields);
+            return Ok(());
         }
         let reason = match number {
             Some(Err(reason)) => reason,
@@ -203,30 +216,35 @@ impl<'de> Visitor<'de> for SlotSeed<'_> {
             whole.insert("key".into(), Value::from(self.name));
         }
         if let Some(size) = size {
-            whole.insert("size".into(), size);
+            whole.insert("size".into(), size.into_value());
         }
-        let texts = [
-            ("lastModified", last_modified),
-            ("localMtime", entry.local_mtime),
-            ("sha256", entry.sha256),
-            ("mode", entry.mode),
-        ];
+        let texts = [("lastModified", last_modified), ("localMtime", local_mtime), ("sha256", sha256), ("mode", mode)];
         whole.extend(texts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), Value::from(text?)))));
         whole.extend(extra);
-        Ok(Slot::Opaque(Arc::new(Opaque { value: Value::Object(whole), reason })))
+        self.opaque(Value::Object(whole), reason);
+        Ok(())
     }
-    visit_other_shapes!(|_, value| Ok(Slot::Opaque(Arc::new(Opaque {
-        value,
-        reason: "the entry is not an object".to_owned()
-    }))));
+    visit_other_shapes!(|seed: Self, value| {
+        seed.opaque(value, "the entry is not an object".to_owned());
+        Ok(())
+    });
 }
 
-fn read_size(value: &Value) -> Result<u64, String> {
-    let Value::Number(number) = value else {
-        return Err(format!("its size is not a number but {}", shorten(value)));
+fn to_json<E: serde::de::Error>(extra: &Map<String, Value>) -> Result<String, E> {
+    serde_json::to_string(extra).map_err(E::custom)
+}
+
+fn read_size(value: &FieldValue<'_>) -> Result<u64, String> {
+    let number = match value {
+        FieldValue::Size(size) => return Ok(*size),
+        FieldValue::Other(Value::Number(number)) => number,
+        FieldValue::Other(other) => return Err(format!("its size is not a number but {}", shorten(other))),
+        FieldValue::Text(text) => {
+            return Err(format!("its size is not a number but {}", shorten(&Value::from(&**text))));
+        }
     };
     if let Some(size) = number.as_u64() {
-        return if size <= MAX_SIZE { Ok(size) } else { Err(format!("its size {size} is absurd")) };
+        return Err(format!("its size {size} is absurd"));
     }
     // JavaScript does not tell 12.0 from 12.
     match number.as_f64() {
@@ -237,50 +255,83 @@ fn read_size(value: &Value) -> Result<u64, String> {
     }
 }
 
-enum FieldName {
-    Key,
-    Size,
-    LastModified,
-    LocalMtime,
-    Sha256,
-    Mode,
-    Other(String),
+/// A text, lent by the input where it has no escapes.
+struct Text<'de>(Cow<'de, str>);
+
+impl<'de> serde::Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+            fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
 }
 
-impl FieldName {
-    fn into_string(self) -> String {
+/// The value of a field of an entry.
+enum FieldValue<'de> {
+    Text(Cow<'de, str>),
+    /// A number that can be a size.
+    Size(u64),
+    Other(Value),
+}
+
+impl FieldValue<'_> {
+    fn into_value(self) -> Value {
         match self {
-            Self::Key => "key".into(),
-            Self::Size => "size".into(),
-            Self::LastModified => "lastModified".into(),
-            Self::LocalMtime => "localMtime".into(),
-            Self::Sha256 => "sha256".into(),
-            Self::Mode => "mode".into(),
-            Self::Other(name) => name,
+            Self::Text(text) => Value::from(text),
+            Self::Size(size) => Value::from(size),
+            Self::Other(value) => value,
         }
     }
 }
 
-impl<'de> serde::Deserialize<'de> for FieldName {
+impl<'de> serde::Deserialize<'de> for FieldValue<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NameVisitor;
-        impl Visitor<'_> for NameVisitor {
-            type Value = FieldName;
+        struct ValueVisitor;
+        impl<'de> Visitor<'de> for ValueVisitor {
+            type Value = FieldValue<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a field name")
+                f.write_str("a value")
             }
-            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<FieldName, E> {
-                Ok(match name {
-                    "key" => FieldName::Key,
-                    "size" => FieldName::Size,
-                    "lastModified" => FieldName::LastModified,
-                    "localMtime" => FieldName::LocalMtime,
-                    "sha256" => FieldName::Sha256,
-                    "mode" => FieldName::Mode,
-                    other => FieldName::Other(other.to_owned()),
-                })
+            fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<FieldValue<'de>, E> {
+                Ok(FieldValue::Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<FieldValue<'de>, E> {
+                Ok(FieldValue::Text(Cow::Owned(text.to_owned())))
+            }
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<FieldValue<'de>, E> {
+                let fits = number <= MAX_SIZE;
+                Ok(if fits { FieldValue::Size(number) } else { FieldValue::Other(Value::from(number)) })
+            }
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<FieldValue<'de>, E> {
+                Ok(FieldValue::Other(Value::from(number)))
+            }
+            fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<FieldValue<'de>, E> {
+                Ok(FieldValue::Other(Value::from(number)))
+            }
+            fn visit_bool<E: serde::de::Error>(self, truth: bool) -> Result<FieldValue<'de>, E> {
+                Ok(FieldValue::Other(Value::from(truth)))
+            }
+            fn visit_unit<E: serde::de::Error>(self) -> Result<FieldValue<'de>, E> {
+                Ok(FieldValue::Other(Value::Null))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<FieldValue<'de>, A::Error> {
+                Value::deserialize(SeqAccessDeserializer::new(seq)).map(FieldValue::Other)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<FieldValue<'de>, A::Error> {
+                Value::deserialize(MapAccessDeserializer::new(map)).map(FieldValue::Other)
             }
         }
-        deserializer.deserialize_str(NameVisitor)
+        deserializer.deserialize_any(ValueVisitor)
     }
 }

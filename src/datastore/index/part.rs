@@ -39,16 +39,16 @@ pub struct Part {
 impl Part {
     /// A part as it was read.
     pub fn new(name: &str, document: Arc<Document>, stamp: PartStamp, listed: bool) -> Self {
-        let mut buffer = String::new();
+        let (mut path, mut home) = (String::new(), String::new());
         let foreign = match name {
             MONOLITH => Arc::default(),
             _ => document
                 .all_names()
-                .filter(|path| {
-                    partition::ours_into(path, &mut buffer);
-                    buffer != name
+                .filter_map(|found| {
+                    found.write_into(&mut path);
+                    partition::ours_into(&path, &mut home);
+                    (home != name).then(|| path.as_str().into())
                 })
-                .map(Box::from)
                 .collect(),
         };
         Self { document, stamp, listed, foreign }

@@ -30,7 +30,7 @@ fn the_golden_index_is_reproduced_byte_for_byte() {
             ..Entry::default()
         };
         index.set_last_pulled(&entry.last_modified);
-        index.set(&RelPath::parse(text("path")).unwrap(), entry);
+        index.set(&RelPath::parse(text("path")).unwrap(), &entry);
         clock += 1_000_000_000;
     }
     for golden in [
@@ -71,7 +71,7 @@ fn entries_that_make_no_sense_are_reported_and_kept() {
         let mut index = parse(&text);
         assert_eq!((index.len(), index.problems().len()), (2, 1), "{bad}");
         assert!(!index.is_fully_representable());
-        index.set(&RelPath::parse("new").unwrap(), Entry::default());
+        index.set(&RelPath::parse("new").unwrap(), &Entry::default());
         index.remove("new");
         let before: Value = serde_json::from_str(&text).unwrap();
         let after: Value = serde_json::from_slice(&index.to_bytes()).unwrap();
@@ -99,7 +99,7 @@ fn the_last_of_two_equal_names_counts_and_is_reported() {
 fn a_file_that_is_also_a_directory_is_reported_and_kept() {
     let text = doc(&[ok("f"), ok("f/g"), ok("f/h/i"), ok("f-"), ok("marked/")].join(","));
     let index = parse(&text);
-    let shown: Vec<_> = index.entries().map(|(path, _)| path.as_str()).collect();
+    let shown: Vec<_> = index.entries().map(|entry| entry.path().to_string()).collect();
     assert_eq!(shown, ["f/g", "f/h/i", "f-"]);
     assert!(index.get("f").is_some());
     assert_eq!(index.problems().iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["marked/", "f"]);
@@ -108,7 +108,7 @@ fn a_file_that_is_also_a_directory_is_reported_and_kept() {
     let mut index = index;
     index.remove("f/g");
     index.remove("f/h/i");
-    assert!(index.entries().any(|(path, _)| path.as_str() == "f"));
+    assert!(index.entries().any(|entry| entry.path().as_str() == "f"));
 }
 
 #[test]
@@ -169,11 +169,9 @@ fn removing_many_keeps_the_rest_in_order() {
         assert!(index.remove(name));
         assert!(!index.remove(name));
     }
-    index.set(&RelPath::parse("f3").unwrap(), Entry::default());
+    index.set(&RelPath::parse("f3").unwrap(), &Entry::default());
     assert_eq!(index.len(), 101);
-    assert!(
-        index.entries().map(|(p, _)| p.as_str()).filter(|p| *p != "f3").eq(names[400..].iter().map(String::as_str))
-    );
+    assert!(index.entries().map(|e| e.path().to_string()).filter(|p| *p != "f3").eq(names[400..].iter().cloned()));
 }
 
 #[test]

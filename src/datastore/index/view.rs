@@ -14,6 +14,7 @@ use super::entry::Entry;
 use super::error::{IndexError, IndexProblem};
 use super::meta::Meta;
 use super::part::{MONOLITH, Part, PartName, PartStamp};
+use super::slots::{EntryRef, NameRef};
 use crate::datastore::partition;
 use crate::datastore::path::RelPath;
 use crate::store::Fingerprint;
@@ -159,7 +160,7 @@ impl Index {
         let others = others.filter_map(|name| self.parts.get_key_value(name));
         let others = others.filter(|(_, part)| part.document.names(path));
         let rank = |(name, part): &(&PartName, &Part)| {
-            let changed = part.document.get(path).map(|entry| entry.last_modified.clone()).unwrap_or_default();
+            let changed = part.document.get(path).map(|entry| entry.to_entry().last_modified).unwrap_or_default();
             (part.listed, &***name != partition::MOUNT_PARTITION, changed, (*name).clone())
         };
         let best = others.max_by_key(rank);
@@ -202,7 +203,12 @@ impl Index {
     }
 
     /// The entry of a name.
-    pub fn get(&self, path: &str) -> Option<&Entry> {
+    pub fn get(&self, path: &str) -> Option<Entry> {
+        self.find(path).map(|entry| entry.to_entry())
+    }
+
+    /// The entry of a name, as it lies here.
+    pub fn find(&self, path: &str) -> Option<EntryRef<'_>> {
         self.holder(path)?.1.document.get(path)
     }
 
@@ -211,38 +217,40 @@ impl Index {
         self.holder(key).is_some()
     }
 
-    /// Whether the entry of a path in a part is the one that counts.
-    fn counts_in(&self, name: &PartName, path: &str) -> bool {
-        self.elsewhere.is_empty()
-            || !self.elsewhere.contains_key(path)
-            || self.holder(path).is_some_and(|(holder, _)| holder == name)
+    /// Whether the entry of a name in a part is the one that counts.
+    fn counts_in(&self, part: &PartName, name: NameRef<'_>) -> bool {
+        if self.elsewhere.is_empty() {
+            return true;
+        }
+        let path = name.to_string();
+        !self.elsewhere.contains_key(&*path) || self.holder(&path).is_some_and(|(holder, _)| holder == part)
     }
 
     /// Every entry that is understood and counts.
-    fn understood(&self) -> impl Iterator<Item = (&RelPath, &Arc<Entry>)> {
+    fn understood(&self) -> impl Iterator<Item = EntryRef<'_>> {
         self.parts.iter().flat_map(move |(name, part)| {
-            part.document.understood().filter(move |(path, _)| self.counts_in(name, path.as_str()))
+            part.document.understood().filter(move |entry| self.counts_in(name, entry.name()))
         })
     }
 
     /// Every file that a tree can show, in the order of the index: without `f` where `f/g` exists.
-    pub fn entries(&self) -> impl Iterator<Item = (&RelPath, &Entry)> {
+    pub fn entries(&self) -> impl Iterator<Item = EntryRef<'_>> {
         let shadowed = self.shadowed();
-        self.understood().filter(move |(path, _)| !shadowed.contains(*path)).map(|(path, entry)| (path, &**entry))
+        self.understood().filter(move |entry| shadowed.is_empty() || !shadowed.contains(&entry.path()))
     }
 
     /// The entry of a file, if a tree can show it: not that of `f` where `f/g` exists.
-    pub fn shown(&self, path: &RelPath) -> Option<&Entry> {
-        self.get(path.as_str()).filter(|_| !self.shadowed().contains(path))
+    pub fn shown(&self, path: &RelPath) -> Option<EntryRef<'_>> {
+        self.find(path.as_str()).filter(|_| !self.shadowed().contains(path))
     }
 
     /// Directories that only a marker (`dir/`) names: to be shown, unless a file has that name.
     pub fn marked_directories(&self) -> impl Iterator<Item = RelPath> {
         self.parts.values().filter(|part| part.document.has_oddities()).flat_map(|part| {
             part.document.all_names().filter_map(|name| {
-                let path = RelPath::parse(name.strip_suffix('/')?).ok()?;
+                let path = RelPath::parse(name.to_string().strip_suffix('/')?).ok()?;
                 let shadowed = self.shadowed();
-                let is_file = |path: &str| self.get(path).is_some() && !shadowed.contains(path);
+                let is_file = |path: &str| self.find(path).is_some() && !shadowed.contains(path);
                 (!is_file(path.as_str()) && !path.ancestors().any(is_file)).then_some(path)
             })
         })
@@ -251,8 +259,7 @@ impl Index {
     fn shadowed(&self) -> &Arc<HashSet<RelPath>> {
         self.shadowed.get_or_init(|| {
             let directories = self.parts.values().flat_map(|part| part.document.directories());
-            let file = |directory: &str| self.holder(directory)?.1.document.path_of(directory).cloned();
-            Arc::new(directories.filter_map(|directory| file(directory)).collect())
+            Arc::new(directories.filter_map(|directory| Some(self.find(directory)?.path())).collect())
         })
     }
 
@@ -260,7 +267,7 @@ impl Index {
     pub fn problems(&self) -> Vec<IndexProblem> {
         let mut problems: Vec<_> = self.parts.values().flat_map(|part| part.document.problems()).collect();
         let shadowed = self.shadowed();
-        problems.extend(self.understood().filter(|(path, _)| shadowed.contains(*path)).map(|(path, _)| IndexProblem {
+        problems.extend(shadowed.iter().map(|path| IndexProblem {
             name: path.to_string(),
             reason: "it is also the directory of other entries, and the directory is shown".to_owned(),
         }));
@@ -269,27 +276,31 @@ impl Index {
 
     /// Paths whose entry differs from that in an older index, removals first: a file may have become a directory.
     pub fn changed_since(&self, old: &Self) -> Vec<RelPath> {
-        let mut candidates: HashSet<&RelPath> = HashSet::new();
-        let differs = |a: &Self, name: &PartName, part: &Part| {
-            a.parts
-                .get(name)
-                .is_none_or(|other| !Arc::ptr_eq(&other.document, &part.document) || other.listed != part.listed)
-        };
+        let mut candidates: HashSet<RelPath> = HashSet::new();
         for (of, than) in [(old, self), (self, old)] {
-            for (_, part) in of.parts.iter().filter(|(name, part)| differs(than, name, part)) {
-                candidates.extend(part.document.understood().map(|(path, _)| path));
+            for (name, part) in &of.parts {
+                // A part that is listed, or not any more, may count where another one did.
+                let other = than.parts.get(name).filter(|other| other.listed == part.listed);
+                if other.is_some_and(|other| Arc::ptr_eq(&other.document, &part.document)) {
+                    continue;
+                }
+                let same = |entry: &EntryRef<'_>| {
+                    let other = other.and_then(|other| other.document.find(entry.name()));
+                    other.is_some_and(|other| other.says_the_same(entry))
+                };
+                candidates.extend(part.document.understood().filter(|entry| !same(entry)).map(|entry| entry.path()));
             }
         }
-        candidates.extend(self.shadowed().iter());
-        candidates.extend(old.shadowed().iter());
+        candidates.extend(self.shadowed().iter().cloned());
+        candidates.extend(old.shadowed().iter().cloned());
         let mut removed = Vec::new();
         let mut others = Vec::new();
         for path in candidates {
-            match (old.shown(path), self.shown(path)) {
-                (Some(_), None) => removed.push(path.clone()),
-                (before, after) if before.map(std::ptr::from_ref) == after.map(std::ptr::from_ref) => {}
-                (before, after) if before == after => {}
-                _ => others.push(path.clone()),
+            match (old.shown(&path), self.shown(&path)) {
+                (Some(_), None) => removed.push(path),
+                (Some(before), Some(after)) if before.says_the_same(&after) => {}
+                (None, None) => {}
+                _ => others.push(path),
             }
         }
         removed.extend(others);
@@ -297,8 +308,7 @@ impl Index {
     }
 
     /// Adds or replaces the entry of a file, in every part that holds it.
-    pub fn set(&mut self, path: &RelPath, entry: Entry) {
-        let entry = Arc::new(entry);
+    pub fn set(&mut self, path: &RelPath, entry: &Entry) {
         for name in self.touched_by(path.as_str()) {
             let part = self.parts.entry(name).or_insert_with(|| Part {
                 document: Arc::new(Document::empty_shard()),
@@ -306,7 +316,7 @@ impl Index {
                 listed: true,
                 foreign: Arc::default(),
             });
-            Arc::make_mut(&mut part.document).set_shared(path, Arc::clone(&entry));
+            Arc::make_mut(&mut part.document).set(path, entry);
         }
         self.shadowed = OnceLock::new();
     }
@@ -356,9 +366,9 @@ impl Index {
     pub fn split(&self) -> Self {
         let whole = self.to_document();
         let mut documents: BTreeMap<PartName, Document> = BTreeMap::new();
-        for name in whole.all_names() {
-            let shard = documents.entry(partition::ours(name).into()).or_insert_with(Document::empty_shard);
-            shard.take_from(&whole, name);
+        for slot in whole.slots.iter() {
+            let name = slot.name().to_string();
+            documents.entry(partition::ours(&name).into()).or_insert_with(Document::empty_shard).take(&slot);
         }
         let part = |(name, document): (PartName, Document)| {
             let part = Part::new(&name, Arc::new(document), PartStamp::default(), true);
@@ -375,8 +385,8 @@ impl Index {
         }
         let mut whole = Document::empty();
         for (name, part) in &self.parts {
-            for path in part.document.all_names().filter(|path| self.counts_in(name, path)) {
-                whole.take_from(&part.document, path);
+            for slot in part.document.slots.iter().filter(|slot| self.counts_in(name, slot.name())) {
+                whole.take(&slot);
             }
         }
         Arc::new(whole)

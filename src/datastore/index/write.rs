@@ -6,8 +6,9 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 use serde_json::ser::PrettyFormatter;
 
-use super::document::{Document, Slot};
-use super::entry::Entry;
+use super::document::Document;
+use super::record::{Fields, Moment};
+use super::slots::Slot;
 
 /// Compact JSON.
 pub(super) fn compact(document: &Document) -> Vec<u8> {
@@ -53,14 +54,22 @@ struct Entries<'a>(&'a Document);
 impl Serialize for Entries<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        let mut numbered: Vec<(u32, &str, &Slot)> =
-            self.0.slots().filter_map(|(name, slot)| Some((array_index(name)?, name, slot))).collect();
-        numbered.sort_unstable_by_key(|(number, ..)| *number);
-        for (_, name, slot) in numbered {
-            map.serialize_entry(name, &SlotOf { name, slot })?;
+        let mut name = String::new();
+        let mut numbered: Vec<(u32, Slot<'_>)> = Vec::new();
+        for slot in self.0.slots.iter() {
+            slot.name().write_into(&mut name);
+            numbered.extend(array_index(&name).map(|number| (number, slot)));
         }
-        for (name, slot) in self.0.slots().filter(|(name, _)| array_index(name).is_none()) {
-            map.serialize_entry(name, &SlotOf { name, slot })?;
+        numbered.sort_unstable_by_key(|(number, _)| *number);
+        for (number, slot) in &numbered {
+            let name = number.to_string();
+            map.serialize_entry(&name, &SlotOf { name: &name, slot })?;
+        }
+        for slot in self.0.slots.iter() {
+            slot.name().write_into(&mut name);
+            if numbered.is_empty() || array_index(&name).is_none() {
+                map.serialize_entry(&name, &SlotOf { name: &name, slot: &slot })?;
+            }
         }
         map.end()
     }
@@ -78,42 +87,48 @@ fn array_index(name: &str) -> Option<u32> {
 
 struct SlotOf<'a> {
     name: &'a str,
-    slot: &'a Slot,
+    slot: &'a Slot<'a>,
 }
 
 impl Serialize for SlotOf<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.slot {
-            Slot::Known(entry) => write_entry(self.name, entry, serializer),
-            Slot::Opaque(opaque) => opaque.value.serialize(serializer),
-            Slot::Gone => serializer.serialize_unit(),
+            Slot::Known(entry) => write_entry(self.name, &entry.fields, serializer),
+            Slot::Opaque(_, opaque) => opaque.value.serialize(serializer),
         }
     }
 }
 
-fn write_entry<S: Serializer>(name: &str, entry: &Entry, serializer: S) -> Result<S::Ok, S::Error> {
-    let extra = entry.extra.as_deref();
-    let kept = |field: &str| extra.and_then(|extra| extra.get(field));
+fn write_entry<S: Serializer>(name: &str, fields: &Fields<'_>, serializer: S) -> Result<S::Ok, S::Error> {
+    let extra = fields.extra();
+    let kept = |field: &str| extra.as_ref().and_then(|extra| extra.get(field));
     let mut map = serializer.serialize_map(None)?;
     match kept("key") {
         Some(key) => map.serialize_entry("key", key)?,
         None => map.serialize_entry("key", name)?,
     }
-    map.serialize_entry("size", &entry.size)?;
+    map.serialize_entry("size", &fields.size)?;
     match kept("lastModified") {
-        Some(raw) if entry.last_modified.is_empty() => map.serialize_entry("lastModified", raw)?,
-        _ => map.serialize_entry("lastModified", &entry.last_modified)?,
+        Some(raw) if fields.last_modified == Moment::Text("") => map.serialize_entry("lastModified", raw)?,
+        _ => fields.last_modified.with_text(|text| map.serialize_entry("lastModified", text))?,
     }
-    let optional = [("localMtime", &entry.local_mtime), ("sha256", &entry.sha256), ("mode", &entry.mode)];
-    for (field, text) in optional {
-        match (text, kept(field)) {
-            (Some(text), _) => map.serialize_entry(field, text)?,
-            (None, Some(raw)) => map.serialize_entry(field, raw)?,
-            (None, None) => {}
-        }
+    match (fields.local_mtime, kept("localMtime")) {
+        (Some(at), _) => at.with_text(|text| map.serialize_entry("localMtime", text))?,
+        (None, Some(raw)) => map.serialize_entry("localMtime", raw)?,
+        (None, None) => {}
+    }
+    match (fields.sha256, kept("sha256")) {
+        (Some(hash), _) => hash.with_text(|text| map.serialize_entry("sha256", text))?,
+        (None, Some(raw)) => map.serialize_entry("sha256", raw)?,
+        (None, None) => {}
+    }
+    match (fields.mode, kept("mode")) {
+        (Some(mode), _) => map.serialize_entry("mode", mode)?,
+        (None, Some(raw)) => map.serialize_entry("mode", raw)?,
+        (None, None) => {}
     }
     let known = ["key", "size", "lastModified", "localMtime", "sha256", "mode"];
-    for (field, value) in extra.into_iter().flatten().filter(|(field, _)| !known.contains(&field.as_str())) {
+    for (field, value) in extra.iter().flatten().filter(|(field, _)| !known.contains(&field.as_str())) {
         map.serialize_entry::<str, Value>(field, value)?;
     }
     map.end()

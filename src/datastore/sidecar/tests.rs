@@ -168,7 +168,7 @@ fn completeness_means_every_entry_with_its_size() {
     let (_guard, cache) = cache();
     let mut index = Index::empty();
     for name in ["a", "d/b"] {
-        index.set(&RelPath::parse(name).unwrap(), Entry { size: 1, ..Entry::default() });
+        index.set(&RelPath::parse(name).unwrap(), &Entry { size: 1, ..Entry::default() });
     }
     std::fs::write(cache.path().join("a"), "1").unwrap();
     assert_eq!(verify_complete(&cache, &index).unwrap().unwrap_err().examples, ["d/b"]);

@@ -23,9 +23,9 @@ pub async fn check_cache(
 ) -> io::Result<()> {
     found.extend(check_sidecar(survey, cached, flavour)?);
     let mut sound: HashSet<String> = HashSet::new();
-    for (at, (path, entry)) in survey.read.index.entries().enumerate() {
+    for (at, (path, entry)) in survey.read.index.entries().map(|e| (e.path(), e.to_entry())).enumerate() {
         progress(at);
-        let Some(copy) = cached.copy_of(path, entry) else { continue };
+        let Some(copy) = cached.copy_of(&path, &entry) else { continue };
         let missing = || found.iter().any(|f| f.kind == Kind::MissingObject && f.name == path.as_str());
         let Some(expected) = &entry.sha256 else {
             if missing() {
@@ -37,7 +37,6 @@ pub async fn check_cache(
             sound.insert(path.to_string());
             continue;
         }
-        let (path, entry) = (path.clone(), entry.clone());
         let name = path.to_string();
         let remedy = match copy.content {
             Some(content) => Remedy::DropContent { path, entry, content },

@@ -52,16 +52,17 @@ fn shown(part: &str) -> String {
 /// Files that several shards describe differently. The entry that counts goes into all of them.
 fn disagreements(survey: &IndexSurvey) -> Vec<Finding> {
     let index = &survey.read.index;
-    let mut suspects: BTreeSet<&str> = BTreeSet::new();
+    let mut suspects: BTreeSet<String> = BTreeSet::new();
     for (name, part) in index.parts() {
-        suspects.extend(part.document.all_names().filter(|path| index.home(path) != *name));
+        let names = part.document.all_names().map(|path| path.to_string());
+        suspects.extend(names.filter(|path| index.home(path) != *name));
     }
     let mut found = Vec::new();
-    for path in suspects {
+    for path in &suspects {
         let holders = index.touched_by(path);
-        let entries = holders.iter().filter_map(|name| index.parts().get(name)?.document.get(path));
+        let entries = holders.iter().filter_map(|name| Some(index.parts().get(name)?.document.get(path)?.to_entry()));
         let counts = index.get(path);
-        let differing = entries.filter(|entry| Some(*entry) != counts).count();
+        let differing = entries.filter(|entry| Some(entry) != counts.as_ref()).count();
         if let (true, Ok(parsed)) = (differing > 0, RelPath::parse(path)) {
             let detail = format!("{} shards have it, and {differing} say something else than the one that counts", {
                 holders.iter().filter(|name| index.parts().get(*name).is_some_and(|p| p.document.names(path))).count()

@@ -167,7 +167,7 @@ fn edited(survey: &IndexSurvey, findings: &[&Finding], objects: &HashMap<String,
             Remedy::Adopt { path, object, known } => {
                 let info = objects.get(path.as_str());
                 let same = info.filter(|info| info.fingerprint == object.fingerprint && info.size == object.size);
-                let hides = path.ancestors().any(|directory| index.get(directory).is_some());
+                let hides = path.ancestors().any(|directory| index.find(directory).is_some());
                 match same {
                     Some(info) if !index.names(path.as_str()) && !hides => {
                         (path, Some(known.clone().unwrap_or_else(|| described(info, None))))
@@ -176,19 +176,19 @@ fn edited(survey: &IndexSurvey, findings: &[&Finding], objects: &HashMap<String,
                 }
             }
             Remedy::Correct { path, entry } => match objects.get(path.as_str()) {
-                Some(info) if index.get(path.as_str()) == Some(entry) && info.size != entry.size => {
+                Some(info) if index.get(path.as_str()).as_ref() == Some(entry) && info.size != entry.size => {
                     (path, Some(described(info, Some(entry))))
                 }
                 _ => continue,
             },
             Remedy::Drop { path, entry, cached: false } => {
-                let same = index.get(path.as_str()) == Some(entry);
+                let same = index.get(path.as_str()).as_ref() == Some(entry);
                 if !same || objects.contains_key(path.as_str()) {
                     continue;
                 }
                 (path, None)
             }
-            Remedy::Unify { path } => match index.get(path.as_str()).cloned() {
+            Remedy::Unify { path } => match index.get(path.as_str()) {
                 Some(entry) => (path, Some(entry)),
                 None => continue,
             },
@@ -201,7 +201,7 @@ fn edited(survey: &IndexSurvey, findings: &[&Finding], objects: &HashMap<String,
 
 fn apply(index: &mut Index, edits: &mut Edits, path: &RelPath, entry: Option<Entry>) {
     match &entry {
-        Some(entry) => index.set(path, entry.clone()),
+        Some(entry) => index.set(path, entry),
         None => drop(index.remove(path.as_str())),
     }
     edits.applied.push(path.clone());

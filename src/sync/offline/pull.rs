@@ -88,37 +88,37 @@ async fn plan(
 ) -> Result<Plan, OfflineError> {
     let mut plan = Plan::default();
     let old = |path: &RelPath| session.old.as_ref().and_then(|old| old.get(path.as_str()));
-    for (path, entry) in remote.index.entries() {
-        let Some(stat) = files.get(path) else {
-            plan.fetch.push((path.clone(), entry.clone()));
+    for (path, entry) in remote.index.entries().map(|entry| (entry.path(), entry.to_entry())) {
+        let Some(stat) = files.get(&path) else {
+            plan.fetch.push((path, entry));
             continue;
         };
-        let mut local = Local::new(&session.cache, path, *stat);
-        let relation = local.relation(old(path), Some(entry)).await;
-        match disk(relation, "read", &session.cache.path_of(path))? {
+        let mut local = Local::new(&session.cache, &path, *stat);
+        let relation = local.relation(old(&path).as_ref(), Some(&entry)).await;
+        match disk(relation, "read", &session.cache.path_of(&path))? {
             Relation::Same => match entry.mtime_nanos() {
-                Some(at) if timestamp::format_nanos(at) != local.mtime() => plan.stamp.push((path.clone(), at)),
+                Some(at) if timestamp::format_nanos(at) != local.mtime() => plan.stamp.push((path, at)),
                 _ => {}
             },
             Relation::Stale => {
                 plan.remove.push(path.clone());
-                plan.fetch.push((path.clone(), entry.clone()));
+                plan.fetch.push((path, entry));
             }
             Relation::Edited => unpushed.push(path.to_string()),
             _ => {
                 plan.set_aside.push(path.clone());
-                plan.fetch.push((path.clone(), entry.clone()));
+                plan.fetch.push((path, entry));
             }
         }
     }
     let directories: std::collections::HashSet<&str> =
         plan.fetch.iter().flat_map(|(path, _)| path.ancestors()).collect();
     for (path, stat) in files {
-        if remote.index.get(path.as_str()).is_some() && !directories.contains(path.as_str()) {
+        if remote.index.find(path.as_str()).is_some() && !directories.contains(path.as_str()) {
             continue;
         }
         let mut local = Local::new(&session.cache, path, *stat);
-        let relation = local.relation(old(path), None).await;
+        let relation = local.relation(old(path).as_ref(), None).await;
         match disk(relation, "read", &session.cache.path_of(path))? {
             Relation::StaleRemoved => {
                 plan.remove.push(path.clone());

@@ -234,10 +234,10 @@ async fn finish(
         let old = session.old.as_ref().and_then(|old| old.get(path.as_str()));
         let mut local = Local::new(cache, &path, stat);
         let compared = worked.pushed.contains(&path) || plan.identical.contains(&path);
-        if compared && entry.is_some_and(|entry| local.looks_like(entry)) {
+        if compared && entry.as_ref().is_some_and(|entry| local.looks_like(entry)) {
             continue;
         }
-        match disk(local.relation(old, entry).await, "read", &cache.path_of(&path))? {
+        match disk(local.relation(old.as_ref(), entry.as_ref()).await, "read", &cache.path_of(&path))? {
             Relation::Same => {}
             Relation::Stale | Relation::StaleRemoved => outdated.push(path),
             _ => unpushed = true,

@@ -59,13 +59,14 @@ pub(super) async fn plan(
     let marks = marks(session);
     plan.removals = removals(marks.as_ref(), session.old.as_ref(), &remote.index, &files);
     let removed: HashSet<&str> = plan.removals.iter().map(|(path, _)| path.as_str()).collect();
-    let is_kept_file = |path: &str| remote.index.get(path).is_some() && !removed.contains(path);
-    let directories: HashSet<&str> = remote
-        .index
-        .entries()
-        .filter(|(path, _)| !removed.contains(path.as_str()))
-        .flat_map(|(path, _)| path.ancestors())
-        .collect();
+    let is_kept_file = |path: &str| remote.index.find(path).is_some() && !removed.contains(path);
+    let kept = remote.index.entries().map(|entry| entry.path()).filter(|path| !removed.contains(path.as_str()));
+    let mut directories: HashSet<String> = HashSet::new();
+    for path in kept {
+        directories.extend(
+            path.ancestors().take_while(|above| !directories.contains(*above)).map(str::to_owned).collect::<Vec<_>>(),
+        );
+    }
     let mut skipped = Vec::new();
     for (path, stat) in &walk.files {
         let old = session.old.as_ref().and_then(|old| old.get(path.as_str()));
@@ -73,10 +74,10 @@ pub(super) async fn plan(
         let mut local = Local::new(&session.cache, path, *stat);
         let full = session.cache.path_of(path);
         let put = |base: Option<&Entry>| Put { path: path.clone(), stat: *stat, base: base.cloned() };
-        match disk(local.relation(old, entry).await, "read", &full)? {
+        match disk(local.relation(old.as_ref(), entry.as_ref()).await, "read", &full)? {
             // Old versions are dropped at the end, before a newer copy of the index lies beside them.
             Relation::Same | Relation::Stale | Relation::StaleRemoved => {}
-            Relation::Edited => plan.puts.push(put(entry)),
+            Relation::Edited => plan.puts.push(put(entry.as_ref())),
             Relation::New | Relation::EditedRemoved => {
                 if directories.contains(path.as_str()) {
                     skipped
@@ -91,7 +92,7 @@ pub(super) async fn plan(
             Relation::Both => {
                 if is_same_object(store, &mut local).await? {
                     // With the entry's time, everybody sees at a glance what we had to compare for.
-                    if let Some(at) = entry.and_then(Entry::mtime_nanos) {
+                    if let Some(at) = entry.as_ref().and_then(Entry::mtime_nanos) {
                         disk(session.cache.set_mtime(path, at), "stamp", &full)?;
                     }
                     plan.identical.insert(path.clone());
@@ -147,7 +148,8 @@ fn removals(
     let marked: Vec<&str> = marks.dirty_paths.iter().map(|path| path.trim_end_matches('/')).collect();
     let exact: HashSet<&str> = marked.iter().copied().collect();
     let below_mark = |path: &RelPath| path.ancestors().any(|above| exact.contains(above));
-    let absent: Vec<(&RelPath, &Entry)> = old.entries().filter(|(path, _)| !files.contains_key(*path)).collect();
+    let absent = old.entries().map(|entry| (entry.path(), entry)).filter(|(path, _)| !files.contains_key(path));
+    let absent: Vec<(RelPath, Entry)> = absent.map(|(path, entry)| (path, entry.to_entry())).collect();
     // Files that are missing although nobody marked them: this cache was never complete, or lost files some other way. Then
     // only what is marked by its own name was removed for certain.
     let complete = !files.is_empty()
@@ -160,7 +162,7 @@ fn removals(
         })
         .filter_map(|(path, seen)| {
             let current = remote.get(path.as_str())?;
-            current.same_version(seen).then(|| (path.clone(), current.clone()))
+            current.same_version(&seen).then_some((path, current))
         })
         .collect()
 }

@@ -171,7 +171,8 @@ impl Engine {
             match result {
                 Ok(found) => {
                     let shown = index.get(row.path.as_str());
-                    let same = shown.is_some_and(|e| row.replaces.as_ref().is_some_and(|r| r.entry.same_version(e)));
+                    let same =
+                        shown.as_ref().is_some_and(|e| row.replaces.as_ref().is_some_and(|r| r.entry.same_version(e)));
                     let version = match found {
                         BaseVersion::Found(_) if !same && shown.is_some() => continue,
                         other => other,
@@ -191,7 +192,7 @@ impl Engine {
     /// it could be settled. Whoever replaces an entry replaces its object first: while that is ours, so is the entry.
     async fn seen_entry(&self, row: &PlannedRow) -> Result<Option<Entry>, StoreError> {
         let replaced = row.replaces.as_ref().map(|replaced| replaced.entry.clone());
-        let shown = self.volume.base().index.get(row.path.as_str()).cloned();
+        let shown = self.volume.base().index.get(row.path.as_str());
         let (Some(mark), Some(shown)) = (&row.upload, shown) else { return Ok(replaced) };
         if replaced.as_ref().is_some_and(|replaced| replaced.same_version(&shown)) {
             return Ok(replaced);
