@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use support::mount::{Lab, entry, eventually};
-use support::s3_server::{Action, Fault};
+use support::s3_server::{Action, Fault, Gate};
 
 const MIB: usize = 1 << 20;
 
@@ -290,4 +290,59 @@ fn what_was_fetched_but_not_compared_before_a_kill_is_compared_when_it_is_read()
     // And what does not fit is not shown, but fetched again.
     let read = eventually("the right bytes", || std::fs::read(mount.path("spoilt")).ok());
     assert!(read == small);
+}
+
+#[test]
+fn what_was_asked_for_ahead_of_a_reader_is_given_up_when_it_leaves() {
+    let lab = Lab::s3();
+    let big = pattern(64 * MIB);
+    lab.seed(&[("big.bin", &big), ("other", b"other")]);
+    let gate = Gate::default();
+    lab.server().inject(Fault::on("GetObject", Action::Hold(gate.clone())).key("big.bin").skip(1));
+    let machine = lab.machine();
+    let mount = machine.mount_with(&["--download-concurrency", "1"]);
+    {
+        let file = File::open(mount.path("big.bin")).unwrap();
+        let mut buffer = vec![0; 128 << 10];
+        for number in 0..8 {
+            file.read_exact_at(&mut buffer, number * (128 << 10)).unwrap();
+        }
+        // One request for what comes next is under way, and several wait behind it.
+        gate.arrived_blocking(1);
+    }
+    gate.open();
+    // Waits for its turn behind all of them.
+    assert_eq!(mount.read("other"), "other");
+    let asked = lab.server().count("GetObject", "big.bin");
+    assert!(asked <= 3, "{asked} requests for a file that nobody reads any more");
+    // Whoever comes back gets everything.
+    assert!(std::fs::read(mount.path("big.bin")).unwrap() == big);
+    assert_eq!(mount.unmount(), 0);
+}
+
+#[test]
+fn a_strided_reader_of_a_large_file_is_ahead_of_the_latency() {
+    let lab = Lab::s3();
+    let big = pattern(256 * MIB);
+    lab.seed(&[("big.bin", &big)]);
+    let machine = lab.machine();
+    let mount = machine.mount();
+    let file = File::open(mount.path("big.bin")).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+    let mut buffer = vec![0; 4096];
+    let places: Vec<u64> = (1..60).map(|step| step * 4 * MIB as u64).collect();
+    for place in &places[..30] {
+        file.read_exact_at(&mut buffer, *place).unwrap();
+        assert!(buffer == big[*place as usize..][..4096]);
+    }
+    // The next reads of the pattern are here or on their way before they come.
+    eventually("the next strides", || {
+        let asked = ranges(&lab, "big.bin", big.len() as u64);
+        let is_asked = |place: &u64| asked.iter().any(|(start, end)| (*start..*end).contains(place));
+        places[30..40].iter().all(is_asked).then_some(())
+    });
+    let asked: u64 = ranges(&lab, "big.bin", big.len() as u64).iter().map(|(start, end)| end - start).sum();
+    assert!(asked < 16 * MIB as u64, "and nothing between them: {asked} bytes");
+    drop(file);
+    assert_eq!(mount.unmount(), 0);
 }

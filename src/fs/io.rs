@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use fuser::{Errno, FileHandle, OpenAccMode, OpenFlags, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite};
 
@@ -14,13 +13,7 @@ use super::errno::{of_fetch, of_io, of_volume, report};
 use crate::cache::is_no_space;
 use crate::sync::{Engine, fetch};
 use crate::tree::Ino;
-use crate::volume::{Handle, OpenOutcome, OpenRequest};
-
-/// Read-ahead of a sequential reader: at first, and at most.
-const FIRST_WINDOW: u64 = 1 << 20;
-const LAST_WINDOW: u64 = 32 << 20;
-/// What a random read of a large file fetches at least.
-const RANDOM_BLOCK: u64 = 128 << 10;
+use crate::volume::{Handle, LiveContent, Notice, OpenOutcome, OpenRequest};
 
 impl SwampFs {
     pub(super) fn open_file(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
@@ -50,43 +43,82 @@ impl SwampFs {
 
     /// A small file that is not here is fetched before open returns, so that an error is an error of open.
     fn opened(&self, handle: Handle, flags: OpenFlags, reply: ReplyOpen) {
-        let fetch_first = {
-            let state = handle.live.state();
-            !state.complete && state.version.as_ref().is_some_and(|v| v.entry.size <= fetch::SMALL)
-        };
-        let (engine, volume, files) = (Arc::clone(&self.engine), Arc::clone(&self.volume), Arc::clone(&self.files));
-        if !handle.writable && fetch::may_change_unnoticed(&handle.live) {
-            self.runtime.spawn(async move {
-                if engine.superseded(&handle.live).await {
-                    volume.release(&handle);
-                    return reply.error(Errno::ESTALE);
-                }
-                files.answer(handle, flags, reply);
-            });
-            return;
+        let need = self.need(&handle);
+        if need == Need::Nothing {
+            return self.files.answer(handle, flags, reply);
         }
-        if !handle.writable {
-            let _in_runtime = self.runtime.enter();
-            engine.opened_in_order(handle.ino, fetch_first);
-        }
-        if !fetch_first {
-            return files.answer(handle, flags, reply);
-        }
+        let (engine, files) = (Arc::clone(&self.engine), Arc::clone(&self.files));
         self.runtime.spawn(async move {
-            match engine.ready(&handle.live).await {
+            match meet(need, &engine, &handle).await {
                 Ok(()) => files.answer(handle, flags, reply),
-                Err(error) => {
-                    volume.release(&handle);
+                Err(errno) => {
+                    engine.volume().release(&handle);
                     // ESTALE makes the kernel look the name up again and open what is there now.
-                    reply.error(of_fetch(&error));
+                    reply.error(errno);
                 }
             }
         });
     }
 
-    pub(super) fn read_file(&self, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
-        let Some(handle) = self.files.get(fh) else { return reply.error(Errno::EBADF) };
+    /// What a file needs before its first byte is shown.
+    fn need(&self, handle: &Handle) -> Need {
+        let fetch_first = {
+            let state = handle.live.state();
+            !state.complete && state.version.as_ref().is_some_and(|v| v.entry.size <= fetch::SMALL)
+        };
+        if !handle.writable && fetch::may_change_unnoticed(&handle.live) {
+            return Need::Look;
+        }
+        if !handle.writable {
+            let _in_runtime = self.runtime.enter();
+            self.engine.opened_in_order(handle.ino, fetch_first);
+        }
+        if fetch_first { Need::Fetch } else { Need::Nothing }
+    }
+
+    pub(super) fn read_file(&self, ino: Ino, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
         let range = offset..offset.saturating_add(u64::from(size));
+        match self.files.get(fh) {
+            Some(handle) => self.read_open(handle, range, reply),
+            None if self.without_open() => self.read_unopened(ino, range, reply),
+            None => reply.error(Errno::EBADF),
+        }
+    }
+
+    /// The first read of a file does what an open does elsewhere.
+    fn read_unopened(&self, ino: Ino, range: std::ops::Range<u64>, reply: ReplyData) {
+        if let Some(handle) = self.unopened.get(ino) {
+            return self.read_open(handle, range, reply);
+        }
+        let handle = match self.volume.open(ino, OpenRequest::default()) {
+            Ok(OpenOutcome::Ready(handle)) => handle,
+            Ok(OpenOutcome::Fetch(_)) => return reply.error(Errno::EIO),
+            Err(error) => return reply.error(report("read", ino.0, &error)),
+        };
+        let need = self.need(&handle);
+        let handle = self.unopened.hold(handle);
+        if need == Need::Nothing {
+            return self.read_open(handle, range, reply);
+        }
+        let (engine, unopened) = (Arc::clone(&self.engine), Arc::clone(&self.unopened));
+        self.runtime.spawn(async move {
+            let met = meet(need, &engine, &handle).await;
+            // Such a file is looked at with every read: neither the handle nor the kernel's pages stay.
+            let looks_again = fetch::may_change_unnoticed(&handle.live);
+            if met.is_err() || looks_again {
+                unopened.let_go(ino);
+            }
+            match met {
+                Ok(()) => serve(&engine, &handle.live, range, reply).await,
+                Err(errno) => reply.error(errno),
+            }
+            if looks_again {
+                engine.tell_kernel(vec![Notice::Content(ino)]);
+            }
+        });
+    }
+
+    fn read_open(&self, handle: Arc<Handle>, range: std::ops::Range<u64>, reply: ReplyData) {
         if handle.live.is_replaced() {
             return self.read_replaced(&handle, &range, reply);
         }
@@ -97,11 +129,7 @@ impl SwampFs {
         let engine = Arc::clone(&self.engine);
         self.runtime.spawn(async move {
             engine.fetch_ahead(&handle.live, wanted);
-            match engine.read(&handle.live, range.clone()).await {
-                Ok(fetch::Served::InFile) => read_here(&handle.live.file, &range, reply),
-                Ok(fetch::Served::InMemory(bytes)) => reply.data(&bytes),
-                Err(error) => reply.error(of_fetch(&error)),
-            }
+            serve(&engine, &handle.live, range, reply).await;
         });
     }
 
@@ -116,33 +144,19 @@ impl SwampFs {
         }
     }
 
-    /// How much to fetch for a read: more and more for a sequential reader, little for a random one. Keeps the window of a
-    /// sequential reader of a partial file full.
+    /// What to fetch with a read. Sees to it that what its reader is going to want is on its way.
     fn read_ahead(&self, handle: &Handle, range: &std::ops::Range<u64>) -> std::ops::Range<u64> {
         if handle.live.is_complete() {
             return range.clone();
         }
-        let last = handle.last_end.swap(range.end, Ordering::Relaxed);
-        // Kernel read-ahead arrives slightly out of order.
-        let sequential = range.start.abs_diff(last) <= FIRST_WINDOW;
-        if !sequential {
-            handle.window.store(0, Ordering::Relaxed);
-            let start = range.start - range.start % RANDOM_BLOCK;
-            return start..range.end.max(start + RANDOM_BLOCK);
-        }
-        let window = handle.window.load(Ordering::Relaxed);
-        let grown = (window + range.end.saturating_sub(range.start) * 4).clamp(FIRST_WINDOW, LAST_WINDOW);
-        handle.window.store(grown, Ordering::Relaxed);
-        let ahead = range.start..range.end.saturating_add(grown);
-        // Ask again only when half of the window is used up, in pieces that are worth a request.
-        let half = range.end..range.end.saturating_add(grown / 2);
-        if !Engine::is_here(&handle.live, &half) {
-            let (engine, live) = (Arc::clone(&self.engine), Arc::clone(&handle.live));
-            let piece = ahead.clone();
+        let wanted = handle.pattern.read(range);
+        if wanted.enough.is_empty() || !Engine::is_here(&handle.live, &wanted.enough) {
             let _in_runtime = self.runtime.enter();
-            engine.fetch_ahead(&live, piece);
+            for piece in wanted.ahead {
+                self.engine.fetch_ahead(&handle.live, piece);
+            }
         }
-        ahead
+        wanted.now
     }
 
     pub(super) fn write_file(&self, fh: FileHandle, offset: u64, data: &[u8], reply: ReplyWrite) {
@@ -256,12 +270,36 @@ impl SwampFs {
         let engine = Arc::clone(&self.engine);
         self.runtime.spawn(async move {
             let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
-            match engine.read(&live, 0..size).await {
-                Ok(fetch::Served::InFile) => read_here(&live.file, &(0..size), reply),
-                Ok(fetch::Served::InMemory(bytes)) => reply.data(&bytes),
-                Err(error) => reply.error(of_fetch(&error)),
-            }
+            serve(&engine, &live, 0..size, reply).await;
         });
+    }
+}
+
+/// What must happen before the first byte of a file is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Nothing,
+    /// It is small and not here.
+    Fetch,
+    /// Its object may be newer than its entry.
+    Look,
+}
+
+async fn meet(need: Need, engine: &Arc<Engine>, handle: &Handle) -> Result<(), Errno> {
+    match need {
+        Need::Nothing => Ok(()),
+        Need::Fetch => engine.ready(&handle.live).await.map_err(|error| of_fetch(&error)),
+        Need::Look if engine.superseded(&handle.live).await => Err(Errno::ESTALE),
+        Need::Look => Ok(()),
+    }
+}
+
+/// Answers a read, from the bucket where need be.
+async fn serve(engine: &Arc<Engine>, live: &Arc<LiveContent>, range: std::ops::Range<u64>, reply: ReplyData) {
+    match engine.read(live, range.clone()).await {
+        Ok(fetch::Served::InFile) => read_here(&live.file, &range, reply),
+        Ok(fetch::Served::InMemory(bytes)) => reply.data(&bytes),
+        Err(error) => reply.error(of_fetch(&error)),
     }
 }
 

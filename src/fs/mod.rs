@@ -11,10 +11,12 @@ mod open_files;
 mod operations;
 mod passthrough;
 mod session;
+mod unopened;
 
 pub use session::{FsOptions, session_config};
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo};
@@ -35,6 +37,9 @@ pub struct SwampFs {
     volume: Arc<Volume>,
     runtime: Runtime,
     files: Arc<open_files::OpenFiles>,
+    unopened: Arc<unopened::Unopened>,
+    /// The kernel opens files without asking.
+    without_open: AtomicBool,
     dirs: Table<dirs::Listing>,
     wants_passthrough: bool,
 }
@@ -45,7 +50,14 @@ impl SwampFs {
     pub fn new(engine: Arc<Engine>, runtime: Runtime, passthrough: bool) -> Self {
         let volume = Arc::clone(engine.volume());
         let files = Arc::new(open_files::OpenFiles::new(&engine, &runtime));
-        Self { engine, volume, runtime, files, dirs: Table::default(), wants_passthrough: passthrough }
+        let unopened = Arc::new(unopened::Unopened::new(&volume));
+        let without_open = AtomicBool::new(false);
+        let dirs = Table::default();
+        Self { engine, volume, runtime, files, unopened, without_open, dirs, wants_passthrough: passthrough }
+    }
+
+    fn without_open(&self) -> bool {
+        self.without_open.load(Ordering::Relaxed)
     }
 }
 

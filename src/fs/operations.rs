@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use fuser::{
@@ -76,6 +77,8 @@ impl Filesystem for SwampFs {
             && config.set_max_stack_depth(1).is_ok()
         {
             self.files.allow_passthrough();
+        } else if self.engine.options().read_only && config.add_capabilities(InitFlags::FUSE_NO_OPEN_SUPPORT).is_ok() {
+            self.without_open.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -90,6 +93,7 @@ impl Filesystem for SwampFs {
 
     fn forget(&self, _req: &Request, number: INodeNo, nlookup: u64) {
         self.files.forget(ino(number));
+        self.unopened.let_go(ino(number));
         self.volume.forget(ino(number), nlookup);
     }
 
@@ -212,13 +216,17 @@ impl Filesystem for SwampFs {
     }
 
     fn open(&self, _req: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.without_open() {
+            // The kernel opens files by itself from now on, and keeps their pages.
+            return reply.error(Errno::ENOSYS);
+        }
         self.open_file(ino(number), flags, reply);
     }
 
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        number: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -226,7 +234,7 @@ impl Filesystem for SwampFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.read_file(fh, offset, size, reply);
+        self.read_file(ino(number), fh, offset, size, reply);
     }
 
     fn write(

@@ -23,7 +23,7 @@ pub use dir::DirStore;
 pub use error::{Service, StoreError, StoreErrorKind};
 #[cfg(feature = "gcs")]
 pub use gcs::{GcsOptions, GcsStore};
-pub use retry::RequestPolicy;
+pub use retry::{Refusals, RequestPolicy};
 #[cfg(feature = "s3")]
 pub use s3::{PartLimits, S3Options, S3Store};
 pub use types::{
@@ -49,6 +49,11 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// How the reference clients of this store name the fingerprint of an index in their sidecar.
     fn fingerprint_name(&self) -> FingerprintName {
         FingerprintName::ETag
+    }
+
+    /// Counts the answers that asked for patience, of this store and of all that share its client.
+    fn refusals(&self) -> Refusals {
+        Refusals::default()
     }
 
     /// Size, fingerprint and metadata of an object.

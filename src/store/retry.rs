@@ -6,6 +6,7 @@
 //! longer than `timeout` without progress.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +18,24 @@ use super::{ByteStream, StoreError, StoreErrorKind};
 /// No pause between attempts is (much) longer than this, whatever the policy says.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// Counts the answers of a store that asked for patience (503, 429), retried or not. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Refusals(Arc<AtomicU64>);
+
+impl Refusals {
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// How patient a backend is with a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RequestPolicy {
     /// Longest wait without progress in one attempt: for the answer, or for the next bytes of a body.
     pub timeout: Duration,
@@ -26,11 +43,18 @@ pub struct RequestPolicy {
     pub attempts: u32,
     /// Pause before the second attempt; it grows threefold for each further one, ±25 %.
     pub first_backoff: Duration,
+    /// What the store refused for now.
+    pub refusals: Refusals,
 }
 
 impl Default for RequestPolicy {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(30), attempts: 3, first_backoff: Duration::from_millis(500) }
+        Self {
+            timeout: Duration::from_secs(30),
+            attempts: 3,
+            first_backoff: Duration::from_millis(500),
+            refusals: Refusals::default(),
+        }
     }
 }
 
@@ -137,6 +161,9 @@ impl RequestPolicy {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
+            if failure.error.kind == StoreErrorKind::Throttled {
+                self.refusals.add();
+            }
             if !failure.error.is_transient() {
                 return Err(failure.error);
             }
@@ -193,10 +220,15 @@ fn undecided(error: StoreError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     fn policy() -> RequestPolicy {
-        RequestPolicy { timeout: Duration::from_millis(50), attempts: 3, first_backoff: Duration::from_millis(1) }
+        RequestPolicy {
+            timeout: Duration::from_millis(50),
+            attempts: 3,
+            first_backoff: Duration::from_millis(1),
+            ..RequestPolicy::default()
+        }
     }
 
     fn failing(kind: StoreErrorKind) -> Failure {

@@ -94,7 +94,7 @@ pub async fn holds_bytes(
         return Ok(*stored == content.sha256);
     }
     let Some(fingerprint) = &info.fingerprint else { return Ok(false) };
-    if fingerprint.as_str().eq_ignore_ascii_case(&hash::hex(&content.md5)) {
+    if content.md5.is_some_and(|md5| fingerprint.as_str().eq_ignore_ascii_case(&hash::hex(&md5))) {
         return Ok(true);
     }
     if info.size > MAX_COMPARE {

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::notify::Notifications;
+use super::pace::Pace;
 use super::status::{Pending, Problem, Status, TimedError};
 use super::{FlushError, SyncError};
 use crate::datastore::{Datastore, Flavour, format_nanos, now_nanos};
@@ -78,7 +78,8 @@ pub struct Engine {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) volume: Arc<Volume>,
     pub(super) notifications: Notifications,
-    pub(super) downloads: Arc<Semaphore>,
+    pub(super) downloads: Arc<Pace>,
+    pub(super) uploads: Arc<Pace>,
     /// What was read past the full cache.
     pub(super) blocks: super::fetch::Blocks,
     pub(super) read_ahead: super::readahead::ReadAhead,
@@ -121,8 +122,9 @@ impl Engine {
             .await
             .map_err(|e| crate::store::StoreError::other("load the state", "", e.to_string()))??;
         let engine = Arc::new(Self {
-            downloads: Arc::new(Semaphore::new(options.download_concurrency.max(1))),
-            read_ahead: super::readahead::ReadAhead::new(options.download_concurrency),
+            downloads: Pace::new(options.download_concurrency, store.refusals()),
+            uploads: Pace::new(options.upload_concurrency, store.refusals()),
+            read_ahead: super::readahead::ReadAhead::default(),
             options,
             datastore,
             store,
@@ -268,6 +270,8 @@ impl Engine {
             evicted_bytes: census.evicted.1,
             read_ahead_bytes,
             read_ahead_unused_bytes,
+            downloads_at_a_time: self.downloads.limit() as u64,
+            uploads_at_a_time: self.uploads.limit() as u64,
             pending: self.pending(),
             local_only: census.local_only,
             conflicts: journal.conflicts.iter().cloned().collect(),

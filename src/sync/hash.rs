@@ -17,9 +17,12 @@ pub struct Digests {
     pub size: u64,
     /// As an index records it, in hex.
     pub sha256: String,
-    /// As an upload sends it.
-    pub md5: [u8; 16],
+    /// As an upload in one part sends it; `None` for what is too large for that.
+    pub md5: Option<[u8; 16]>,
 }
+
+/// Above this no upload is in one part, and each part is sent with a hash of its own.
+const MD5_MAX: u64 = 64 << 20;
 
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
@@ -35,7 +38,8 @@ pub fn hex(bytes: &[u8]) -> String {
 /// When it cannot be read, or is shorter than it claims.
 pub fn digest_blocking(body: &Body) -> io::Result<Digests> {
     let size = body.size();
-    let (mut sha256, mut md5) = (Sha256::new(), Md5::new());
+    let mut sha256 = Sha256::new();
+    let mut md5 = (size <= MD5_MAX).then(Md5::new);
     let mut buffer = vec![0; usize::try_from(size.clamp(1, 256 << 10)).unwrap_or(1)];
     let mut offset = 0;
     while offset < size {
@@ -43,10 +47,12 @@ pub fn digest_blocking(body: &Body) -> io::Result<Digests> {
         let block = &mut buffer[..length];
         body.read_exact_at(block, offset)?;
         sha256.update(&*block);
-        md5.update(&*block);
+        if let Some(md5) = &mut md5 {
+            md5.update(&*block);
+        }
         offset += length as u64;
     }
-    Ok(Digests { size, sha256: hex(&sha256.finalize()), md5: md5.finalize().into() })
+    Ok(Digests { size, sha256: hex(&sha256.finalize()), md5: md5.map(|md5| md5.finalize().into()) })
 }
 
 /// Hashes a body without keeping other tasks waiting.
@@ -79,8 +85,8 @@ mod tests {
     fn known_hashes() {
         let digests = digest_blocking(&Body::Bytes("abc".into())).unwrap();
         assert_eq!(digests.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert_eq!(hex(&digests.md5), "900150983cd24fb0d6963f7d28e17f72");
+        assert_eq!(digests.md5.map(|md5| hex(&md5)).as_deref(), Some("900150983cd24fb0d6963f7d28e17f72"));
         let empty = digest_blocking(&Body::Bytes("".into())).unwrap();
-        assert_eq!(hex(&empty.md5), "d41d8cd98f00b204e9800998ecf8427e");
+        assert_eq!(empty.md5.map(|md5| hex(&md5)).as_deref(), Some("d41d8cd98f00b204e9800998ecf8427e"));
     }
 }

@@ -10,8 +10,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
-
 use super::Engine;
 use super::fetch::SMALL;
 use crate::tree::Ino;
@@ -26,8 +24,6 @@ const LAST: usize = 128;
 const BYTES: u64 = 32 << 20;
 /// A reader that opened nothing for so long has gone.
 const GONE: Duration = Duration::from_secs(30);
-/// Downloads that are left to files that somebody waits for.
-const SPARED: usize = 4;
 
 /// One program that reads files in order.
 #[derive(Debug)]
@@ -42,11 +38,10 @@ struct Reader {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct ReadAhead {
     readers: Mutex<Vec<Reader>>,
     active: AtomicUsize,
-    downloads: Arc<Semaphore>,
     /// Bytes of the files that are being fetched.
     in_flight: AtomicU64,
     fetched: AtomicU64,
@@ -54,18 +49,6 @@ pub(super) struct ReadAhead {
 }
 
 impl ReadAhead {
-    /// `downloads`: how many downloads there may be at a time, of all kinds.
-    pub fn new(downloads: usize) -> Self {
-        Self {
-            readers: Mutex::default(),
-            active: AtomicUsize::new(0),
-            downloads: Arc::new(Semaphore::new(downloads.saturating_sub(SPARED).max(1))),
-            in_flight: AtomicU64::new(0),
-            fetched: AtomicU64::new(0),
-            used: AtomicU64::new(0),
-        }
-    }
-
     fn readers(&self) -> MutexGuard<'_, Vec<Reader>> {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,12 +127,11 @@ impl Engine {
     }
 
     async fn fetch_file_ahead(self: Arc<Self>, file: FileAhead) {
-        let Ok(_permit) = self.read_ahead.downloads.acquire().await else { return };
         let bytes = file.missing.unwrap_or(0);
         let in_flight = self.read_ahead.in_flight.fetch_add(bytes, Ordering::Relaxed) + bytes;
         match self.volume.content_ahead(file.ino, in_flight) {
             // A failure is noted by the fetch, and met again by whoever opens the file.
-            Ok(Some(live)) if self.ensure_whole(&live).await.is_ok() => {
+            Ok(Some(live)) if self.ensure_ahead(&live).await.is_ok() => {
                 self.read_ahead.fetched.fetch_add(bytes, Ordering::Relaxed);
             }
             Ok(Some(_)) => {}
@@ -178,21 +160,21 @@ mod tests {
 
     #[test]
     fn files_opened_in_order_are_fetched_once_each_ahead_of_the_reader() {
-        let ahead = ReadAhead::new(32);
+        let ahead = ReadAhead::default();
         let fetched = read(&ahead, 1..=1000, 4096);
         assert_eq!(fetched, (3..=1000).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_reader_without_order_fetches_nothing_ahead() {
-        let ahead = ReadAhead::new(32);
+        let ahead = ReadAhead::default();
         assert_eq!(read(&ahead, (1..=500).map(|n| (n * 7919) % 1000), 4096), Vec::<u64>::new());
     }
 
     #[test]
     fn what_is_ahead_of_a_reader_is_bounded() {
         for (size, most) in [(4096, LAST as u64), (1 << 20, BYTES >> 20), (SMALL + 1, 0)] {
-            let ahead = ReadAhead::new(32);
+            let ahead = ReadAhead::default();
             for n in 1..=500 {
                 let last = read(&ahead, [n], size).into_iter().max().unwrap_or(n);
                 assert!(last - n <= most, "{size}: {last} is fetched when {n} is opened");
@@ -202,7 +184,7 @@ mod tests {
 
     #[test]
     fn several_readers_are_followed_at_a_time() {
-        let ahead = ReadAhead::new(32);
+        let ahead = ReadAhead::default();
         let order = (1..=100).flat_map(|n| [n, n + 400]);
         let mut fetched = read(&ahead, order, 4096);
         fetched.sort_unstable();

@@ -78,6 +78,12 @@ pub struct Status {
     /// Those of them that nobody opened since.
     #[serde(default)]
     pub read_ahead_unused_bytes: u64,
+    /// Downloads that the store bears at a time now; fewer than configured while it asks for patience.
+    #[serde(default)]
+    pub downloads_at_a_time: u64,
+    /// Uploads likewise.
+    #[serde(default)]
+    pub uploads_at_a_time: u64,
     /// What is not in the bucket yet.
     pub pending: Pending,
     /// Files that never leave this machine.

@@ -125,7 +125,7 @@ fn request(upload: &Upload) -> PutRequest {
             Expect::Anything => Precondition::None,
         },
         metadata: metadata(&upload.upload_id, &upload.digests.sha256),
-        md5: Some(upload.digests.md5),
+        md5: upload.digests.md5,
         single_part: false,
         content_type: None,
     }

@@ -4,12 +4,12 @@
 //! says that it may change; its hard link in `cache/` is gone by then.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use super::delta::Changes;
 use super::fetching::InUse;
 use super::inner::Inner;
 use super::live::{FetchState, LiveContent};
+use super::pattern::Pattern;
 use super::rebase::Notice;
 use super::recording::complete_stamp;
 use super::{Result, Volume, VolumeError};
@@ -28,10 +28,8 @@ pub struct Handle {
     pub writable: bool,
     /// The kernel writes through it by itself; how.
     pub unseen: Option<Unseen>,
-    /// Where the last read ended, to see sequential readers.
-    pub last_end: AtomicU64,
-    /// How far ahead of a sequential reader is fetched, in bytes.
-    pub window: AtomicU64,
+    /// How it is read.
+    pub pattern: Pattern,
 }
 
 /// How the kernel writes by itself through a handle.
@@ -68,7 +66,7 @@ impl Volume {
             live.add_writer();
         }
         inner.tree.count_open(ino, 1);
-        Handle { ino, live, writable, unseen: None, last_end: AtomicU64::new(0), window: AtomicU64::new(0) }
+        Handle { ino, live, writable, unseen: None, pattern: Pattern::default() }
     }
 
     /// Opens a file.

@@ -19,6 +19,7 @@ mod inner;
 mod live;
 mod load;
 mod naming;
+mod pattern;
 mod pushing;
 mod rebase;
 mod reconcile;

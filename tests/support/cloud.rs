@@ -33,8 +33,7 @@ pub async fn leave_nothing(store: Arc<dyn ObjectStore>, check: impl AsyncFnOnce(
 pub async fn open(source: &str) -> (&'static str, Arc<dyn ObjectStore>) {
     let endpoint_url = named("SWAMP_TEST_CLOUD_ENDPOINT");
     // A bucket allows about one write of an object per second, and the promises make many.
-    let policy =
-        RequestPolicy { timeout: Duration::from_secs(60), attempts: 8, first_backoff: Duration::from_millis(500) };
+    let policy = RequestPolicy { timeout: Duration::from_secs(60), attempts: 8, ..RequestPolicy::default() };
     match &Source::parse(source, None).expect("a source") {
         #[cfg(feature = "gcs")]
         Source::Gcs { bucket, prefix } => {

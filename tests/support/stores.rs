@@ -32,7 +32,11 @@ const CLOUD: &str = "SWAMP_TEST_CLOUD";
 
 /// Deadlines that a loaded machine keeps, pauses that do not slow tests down.
 pub fn quick_policy() -> RequestPolicy {
-    RequestPolicy { timeout: Duration::from_secs(20), attempts: 3, first_backoff: Duration::from_millis(2) }
+    RequestPolicy {
+        timeout: Duration::from_secs(20),
+        first_backoff: Duration::from_millis(2),
+        ..RequestPolicy::default()
+    }
 }
 
 /// A client of the test server for Google.

@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 
 use super::{
     CopySource, Fetched, Fingerprint, FingerprintName, GetRequest, ListPage, ListRequest, ObjectInfo, ObjectStore,
-    Precondition, PutRequest, RequestPolicy, Result, StoreError, StoreErrorKind, Stored, UserMetadata,
+    Precondition, PutRequest, Refusals, RequestPolicy, Result, StoreError, StoreErrorKind, Stored, UserMetadata,
 };
 
 /// Bodies of at least this size are sent as resumable uploads.
@@ -112,6 +112,10 @@ impl ObjectStore for GcsStore {
 
     fn fingerprint_name(&self) -> FingerprintName {
         FingerprintName::Generation
+    }
+
+    fn refusals(&self) -> Refusals {
+        self.policy.refusals.clone()
     }
 
     async fn head(&self, key: &str) -> Result<ObjectInfo> {

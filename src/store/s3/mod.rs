@@ -19,7 +19,7 @@ use aws_sdk_s3::config::Credentials;
 
 use super::{
     CopySource, Fetched, Fingerprint, GetRequest, ListPage, ListRequest, ObjectInfo, ObjectStore, Precondition,
-    PutRequest, RequestPolicy, Result, Stored, UnfinishedUpload, UserMetadata,
+    PutRequest, Refusals, RequestPolicy, Result, Stored, UnfinishedUpload, UserMetadata,
 };
 
 /// Where a bucket is and how to talk to it.
@@ -138,6 +138,10 @@ impl S3Store {
 impl ObjectStore for S3Store {
     fn describe(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.prefix).trim_end_matches('/').to_owned()
+    }
+
+    fn refusals(&self) -> Refusals {
+        self.policy.refusals.clone()
     }
 
     async fn head(&self, key: &str) -> Result<ObjectInfo> {

@@ -20,6 +20,8 @@ pub(in crate::sync) enum Failure {
     /// The bytes cannot be stored here.
     NoRoom(String),
     Failed(String),
+    /// It was fetched ahead, and whoever read has gone.
+    Abandoned,
 }
 
 impl Failure {
@@ -31,6 +33,7 @@ impl Failure {
             }
             Self::Unreachable(reason) | Self::Broken(reason) => (reason, FailureCause::Unreachable),
             Self::NoRoom(reason) => (reason, FailureCause::NoRoom),
+            Self::Abandoned => ("nobody reads it any more".to_owned(), FailureCause::Other),
         }
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 
 use super::hash::digest;
+use super::pace::{Place, Urgency};
 use super::{Engine, FetchError};
 use crate::cache::rows::Version;
 use crate::datastore::names::is_rewritten_in_place;
@@ -48,7 +49,7 @@ impl Engine {
         let mut progress = live.watch();
         let seen = live.state().failure.0;
         loop {
-            if self.request(live, &range, seen)? {
+            if self.request(live, &range, seen, Urgency::Awaited)? {
                 return Ok(());
             }
             if progress.changed().await.is_err() {
@@ -68,6 +69,15 @@ impl Engine {
 
     /// Waits until the whole content is here.
     pub(super) async fn ensure_whole(self: &Arc<Self>, live: &Arc<LiveContent>) -> Result<(), FetchError> {
+        self.ensure_for(live, Urgency::Awaited).await
+    }
+
+    /// The same for a file that nobody has asked for yet.
+    pub(super) async fn ensure_ahead(self: &Arc<Self>, live: &Arc<LiveContent>) -> Result<(), FetchError> {
+        self.ensure_for(live, Urgency::Ahead).await
+    }
+
+    async fn ensure_for(self: &Arc<Self>, live: &Arc<LiveContent>, urgency: Urgency) -> Result<(), FetchError> {
         let _use = self.volume.in_use(live);
         if !live.is_complete() {
             self.check_reachable(live, &(0..u64::MAX))?;
@@ -76,7 +86,7 @@ impl Engine {
         let seen = live.state().failure.0;
         loop {
             let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
-            self.request(live, &(0..size), seen)?;
+            self.request(live, &(0..size), seen, urgency)?;
             if live.is_complete() {
                 return Ok(());
             }
@@ -100,13 +110,19 @@ impl Engine {
     pub fn fetch_ahead(self: &Arc<Self>, live: &Arc<LiveContent>, range: Range<u64>) {
         let seen = live.state().failure.0;
         // A failure here is noted by its task, and met again by the read that needs the bytes.
-        if let Err(error) = self.request(live, &range, seen) {
+        if let Err(error) = self.request(live, &range, seen, Urgency::Ahead) {
             tracing::debug!(%error, "fetch ahead");
         }
     }
 
     /// `true` when the range is here; else makes sure that requests for its gaps are under way.
-    fn request(self: &Arc<Self>, live: &Arc<LiveContent>, range: &Range<u64>, seen: u64) -> Result<bool, FetchError> {
+    fn request(
+        self: &Arc<Self>,
+        live: &Arc<LiveContent>,
+        range: &Range<u64>,
+        seen: u64,
+        urgency: Urgency,
+    ) -> Result<bool, FetchError> {
         if Self::is_here(live, range) {
             return Ok(true);
         }
@@ -149,14 +165,14 @@ impl Engine {
         }
         for gap in start {
             let (engine, live) = (Arc::clone(self), Arc::clone(live));
-            tokio::spawn(async move { engine.run(live, gap).await });
+            tokio::spawn(async move { engine.run(live, gap, urgency).await });
         }
         Ok(false)
     }
 
-    async fn run(self: Arc<Self>, live: Arc<LiveContent>, range: Range<u64>) {
+    async fn run(self: Arc<Self>, live: Arc<LiveContent>, range: Range<u64>, urgency: Urgency) {
         let result = match self.make_room(&live, range.end - range.start).await {
-            Ok(()) => self.fetch_resolving(&live, &range).await,
+            Ok(()) => self.fetch_resolving(&live, &range, urgency).await,
             Err(failure) => Err(failure),
         };
         let whole = {
@@ -168,7 +184,10 @@ impl Engine {
         };
         let result = if whole { self.complete(&live).await } else { result };
         live.state().in_flight.retain(|r| *r != range);
-        if let Err(failure) = result {
+        // Somebody who came meanwhile asks for what is missing by himself.
+        if let Err(failure) = result
+            && !matches!(failure, Failure::Abandoned)
+        {
             let (reason, cause) = failure.into_reason();
             self.note_failure(&live, &reason, cause);
             let mut state = live.state();
@@ -199,7 +218,12 @@ impl Engine {
     }
 
     /// Fetches; when the bucket contradicts the index, reads the index again before that is believed.
-    async fn fetch_resolving(self: &Arc<Self>, live: &Arc<LiveContent>, range: &Range<u64>) -> Result<(), Failure> {
+    async fn fetch_resolving(
+        self: &Arc<Self>,
+        live: &Arc<LiveContent>,
+        range: &Range<u64>,
+        urgency: Urgency,
+    ) -> Result<(), Failure> {
         let (mut resolves, mut breaks) = (0, 0);
         let mut todo = range.clone();
         loop {
@@ -213,7 +237,10 @@ impl Engine {
                 }
                 (version, state.present.total())
             };
-            let (reason, replaced) = match self.fetch_once(live, &version, todo.clone()).await {
+            let place = self.download(urgency).await?;
+            let fetched = self.fetch_once(live, &version, todo.clone(), urgency).await;
+            drop(place);
+            let (reason, replaced) = match fetched {
                 Err(Failure::Contradiction(reason)) => (reason, false),
                 Err(Failure::Replaced(reason)) => (reason, true),
                 Err(Failure::Broken(reason)) => {
@@ -240,8 +267,22 @@ impl Engine {
         }
     }
 
-    async fn fetch_once(&self, live: &Arc<LiveContent>, version: &Version, range: Range<u64>) -> Result<(), Failure> {
-        let _permit = self.downloads.acquire().await.map_err(|e| Failure::Failed(e.to_string()))?;
+    /// Waits until one more download may be made.
+    async fn download(&self, urgency: Urgency) -> Result<Place, Failure> {
+        self.downloads.place(urgency).await.ok_or_else(|| Failure::Failed("the mount is ending".to_owned()))
+    }
+
+    async fn fetch_once(
+        &self,
+        live: &Arc<LiveContent>,
+        version: &Version,
+        range: Range<u64>,
+        urgency: Urgency,
+    ) -> Result<(), Failure> {
+        let abandoned = || urgency == Urgency::Ahead && live.handles() == 0;
+        if abandoned() {
+            return Err(Failure::Abandoned);
+        }
         let (sent, mut body) = self.answer(live, version, range).await?;
         let mut at = sent.start;
         while let Some(chunk) = body.next().await {
@@ -258,6 +299,9 @@ impl Engine {
             crate::fail_point!("fetch.after_chunk");
             at = end;
             live.announce();
+            if at < sent.end && abandoned() {
+                return Err(Failure::Abandoned);
+            }
         }
         if at < sent.end {
             return Err(Failure::Broken(broken_off(version, at, sent.end)));

@@ -18,6 +18,7 @@ use super::{BREAKS, SMALL, hash_of};
 use crate::cache::ContentId;
 use crate::cache::rows::Version;
 use crate::store::Body;
+use crate::sync::pace::Urgency;
 use crate::sync::{Engine, FetchError};
 use crate::volume::LiveContent;
 
@@ -210,7 +211,7 @@ impl Engine {
     }
 
     async fn block_once(&self, live: &LiveContent, version: &Version, place: Range<u64>) -> Result<Bytes, Failure> {
-        let _permit = self.downloads.acquire().await.map_err(|e| Failure::Failed(e.to_string()))?;
+        let _place = self.download(Urgency::Awaited).await?;
         let (sent, mut body) = self.answer(live, version, place.clone()).await?;
         let mut block = BytesMut::with_capacity(usize::try_from(sent.end - sent.start).unwrap_or(0));
         while let Some(chunk) = body.next().await {

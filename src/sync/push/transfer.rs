@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 
 use super::super::base::{BaseVersion, head_base};
 use super::super::merge::{Change, Row, Uploaded};
+use super::super::pace::Urgency;
 use super::super::{Engine, FetchError, SyncError};
 use super::order::{Job, Next, next};
 use super::uploads::fields_entry;
@@ -217,6 +218,8 @@ impl Engine {
         row: PlannedRow,
         looked: Option<BaseVersion>,
     ) -> Result<Transferred, Failed> {
+        let place = self.uploads.place(Urgency::Awaited).await;
+        let _place = place.ok_or_else(|| Failed::Row("the mount is ending".to_owned()))?;
         let seen = self.seen_entry(&row).await?;
         let mut done = Transferred { seen, row, read: None, copied: None, origin_lost: false, verdict: Verdict::Again };
         let Some(put) = done.row.put.clone() else {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::super::Engine;
 use super::super::base::{BaseVersion, holds_bytes};
-use super::super::hash::{Digests, digest};
+use super::super::hash::{Digests, digest_blocking};
 use super::super::merge::{Change, Uploaded};
 use super::super::upload::{Expect, META_SHA256, META_UPLOAD_ID, Upload, UploadOutcome, upload};
 use super::transfer::{Failed, Transferred, Verdict};
@@ -69,23 +69,13 @@ impl Engine {
             let Some(stable) = stable(live).await else { continue };
             let (size, mtime) = live.stat().map_err(|e| Failed::Row(format!("cannot read the cache: {e}")))?;
             let snapshot = size <= SNAPSHOT_MAX;
-            let body = if snapshot {
-                match read_whole(Arc::clone(&live.file), size).await {
-                    Ok(bytes) if live.unchanged_since(stable) => Body::Bytes(bytes),
-                    Err(error) if live.unchanged_since(stable) => return Err(Failed::Row(error)),
-                    _ => continue,
+            let (body, digests) = match hashed(Arc::clone(&live.file), size, snapshot).await {
+                Ok(hashed) if live.unchanged_since(stable) => hashed,
+                Err(error) if live.unchanged_since(stable) => {
+                    return Err(Failed::Row(format!("cannot read the cache: {error}")));
                 }
-            } else {
-                Body::File { file: Arc::clone(&live.file), size }
+                _ => continue,
             };
-            let digests = match digest(body.clone()).await {
-                Ok(digests) => digests,
-                Err(_) if !live.unchanged_since(stable) => continue,
-                Err(error) => return Err(Failed::Row(format!("cannot read the cache: {error}"))),
-            };
-            if !snapshot && !live.unchanged_since(stable) {
-                continue;
-            }
             let put = PlannedPut { mtime, ..put.clone() };
             if let Some(origin) = same_bytes(done, &put, &digests) {
                 let entry = fields_entry(&origin, &put);
@@ -232,13 +222,19 @@ async fn stable(live: &Arc<LiveContent>) -> Option<Stable> {
     tokio::task::spawn_blocking(move || live.stable_on_disk()).await.ok().flatten()
 }
 
-async fn read_whole(file: Arc<std::fs::File>, size: u64) -> Result<bytes::Bytes, String> {
+/// The bytes of a file as they are sent, and their hashes; `snapshot`: a copy in memory.
+async fn hashed(file: Arc<std::fs::File>, size: u64, snapshot: bool) -> std::io::Result<(Body, Digests)> {
     let read = move || {
-        let mut buffer = vec![0; usize::try_from(size).unwrap_or(0)];
-        file.read_exact_at(&mut buffer, 0).map(|()| bytes::Bytes::from(buffer))
+        let body = if snapshot {
+            let mut buffer = vec![0; usize::try_from(size).unwrap_or(0)];
+            file.read_exact_at(&mut buffer, 0)?;
+            Body::Bytes(buffer.into())
+        } else {
+            Body::File { file, size }
+        };
+        digest_blocking(&body).map(|digests| (body, digests))
     };
-    let result = tokio::task::spawn_blocking(read).await.map_err(|e| e.to_string())?;
-    result.map_err(|e| format!("cannot read the cache: {e}"))
+    tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other)?
 }
 
 /// The version in the bucket that has these bytes under this name already.
