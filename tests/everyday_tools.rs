@@ -75,16 +75,18 @@ fn shell(script: &str, dir: &Path, local: &Path) {
     assert!(output.status.success(), "{}\n{}\n{}", output.status, text(&output.stdout), text(&output.stderr));
 }
 
-/// Runs `script` on a fresh mount while a background flush pushes, then `check` on another machine with an empty cache.
+/// Runs `script` on a fresh mount while a background flush pushes, with and without passthrough (where there is any), then
+/// `check` on another machine with an empty cache.
 fn works(tools: &[&str], script: &str, check: &str) {
     if let Some(missing) = tools.iter().find(|tool| !has(tool)) {
         eprintln!("skipped: {missing} is not installed");
         return;
     }
-    for lab in [Lab::s3(), Lab::dir()] {
+    const OPTIONS: [&str; 7] = ["--refresh", "1", "--flush-after", "1", "--flush-max-age", "2", "--passthrough"];
+    for (lab, options) in [(Lab::s3(), &OPTIONS[..6]), (Lab::dir(), &OPTIONS[..])] {
         let local = tempfile::tempdir().unwrap();
         let machine = lab.machine();
-        let mount = machine.mount_with(&["--refresh", "1", "--flush-after", "1", "--flush-max-age", "2"]);
+        let mount = machine.mount_with(options);
         shell(script, &mount.path(""), local.path());
         let before = tree(&mount.path(""));
         same(&before, &tree(&mount.path("")));
