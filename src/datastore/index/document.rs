@@ -170,7 +170,7 @@ impl Document {
         };
     }
 
-    /// As [`take`](Self::take), by name; nothing if the other document does not have it.
+    /// Takes over an entry of another document, by name; nothing if the other document does not have it.
     pub fn take_from(&mut self, other: &Self, name: &str) {
         if let Some(slot) = other.slots.get(name) {
             self.take(&slot);
