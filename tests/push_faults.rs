@@ -86,30 +86,122 @@ fn an_unmount_that_cannot_push_says_so_and_keeps_the_data() {
     }
 }
 
+/// Whether a file is in the index with these bytes, within the time that a test waits for anything.
+fn arrives(lab: &Lab, name: &str, bytes: &[u8]) {
+    eventually(name, || in_bucket(lab, name, bytes).then_some(()));
+}
+
+fn is_listed(lab: &Lab, name: &str) -> bool {
+    lab.object(lab.index_key()).is_some() && lab.entries().contains_key(name)
+}
+
 #[test]
 fn one_stuck_upload_holds_up_no_other() {
-    let lab = Lab::s3();
-    let machine = lab.machine();
-    let mount = machine.mount();
-    let gate = lab.server().hold("PutObject", "stuck");
-    for i in 0..40 {
-        mount.write(&format!("f{i}"), format!("{i}"));
+    for lab in Lab::each_server() {
+        let machine = lab.machine();
+        let mount = machine.mount();
+        let gate = lab.server().hold("PutObject", "stuck");
+        for i in 0..40 {
+            mount.write(&format!("f{i}"), format!("{i}"));
+        }
+        mount.write("stuck", "late");
+        std::thread::scope(|scope| {
+            let flush = scope.spawn(|| mount.flushed());
+            gate.arrived_blocking(1);
+            // Not only their objects: without an entry nobody sees them.
+            for i in 0..40 {
+                arrives(&lab, &format!("f{i}"), format!("{i}").as_bytes());
+            }
+            assert!(!is_listed(&lab, "stuck") && lab.object("stuck").is_none());
+            eventually("their settling", || (mount.status()["pending"]["files"] == 1).then_some(()));
+            // The mount works on, and what is written meanwhile is not held up either.
+            mount.write("meanwhile", "written");
+            assert_eq!(mount.read("f7"), "7");
+            let second = scope.spawn(|| mount.flushed());
+            arrives(&lab, "meanwhile", b"written");
+            assert!(!flush.is_finished() && !second.is_finished(), "a flush waits for everything");
+            gate.open();
+            flush.join().unwrap();
+            second.join().unwrap();
+        });
+        assert!(in_bucket(&lab, "stuck", b"late"));
+        assert_eq!(lab.entries().len(), 42);
+        assert_eq!(mount.unmount(), 0);
     }
-    mount.write("stuck", "late");
-    std::thread::scope(|scope| {
-        let flush = scope.spawn(|| mount.flushed());
-        gate.arrived_blocking(1);
-        eventually("the others", || (0..40).all(|i| lab.object(&format!("f{i}")).is_some()).then_some(()));
-        assert_eq!(lab.object("stuck"), None);
-        // The mount works on.
-        mount.write("meanwhile", "written");
-        assert_eq!(mount.read("f7"), "7");
-        gate.open();
-        flush.join().unwrap();
-    });
+}
+
+#[test]
+fn whatever_is_stuck_the_background_flush_goes_on() {
+    // An upload, a copy of a renamed file, and the look at an object that is replaced without having been read.
+    for (operation, key) in [("PutObject", "new"), ("CopyObject", "to"), ("HeadObject", "old")] {
+        std::thread::scope(|scope| {
+            for lab in Lab::each_server() {
+                scope.spawn(move || goes_on(&lab, operation, key));
+            }
+        });
+    }
+}
+
+fn goes_on(lab: &Lab, operation: &str, key: &str) {
+    let what = format!("{} {operation} {key}", lab.kind());
+    seed(lab);
+    let machine = lab.machine();
+    let mount = machine.mount_with(&["--refresh", "3600", "--flush-after", "0.2"]);
+    let gate = lab.server().hold(operation, key);
+    change(&mount);
+    gate.arrived_blocking(1);
+    for (name, bytes) in [("new", "new"), ("old", "changed"), ("to", "moved")] {
+        if name != key {
+            arrives(lab, name, bytes.as_bytes());
+        }
+    }
+    eventually("the removal", || (!is_listed(lab, "gone") && lab.object("gone").is_none()).then_some(()));
+    mount.write("later", "written later");
+    arrives(lab, "later", b"written later");
+    if key == "to" {
+        // Its source stays, also when another file has the name, which waits for it.
+        mount.write("from", "another");
+        mount.write("last", "last");
+        arrives(lab, "last", b"last");
+        assert_eq!(lab.object("from").as_deref(), Some(&b"moved"[..]), "{what}");
+    } else {
+        // Renamed while it is under way: the bytes go on to the new name, and nothing of the old one stays.
+        fs::rename(mount.path(key), mount.path("renamed")).unwrap();
+        arrives(lab, "renamed", if key == "new" { b"new" } else { b"changed" });
+    }
+    gate.open();
     mount.flushed();
-    assert_eq!(lab.entries().len(), 42);
-    assert_eq!(mount.unmount(), 0);
+    let mut names: Vec<String> = lab.entries().keys().cloned().collect();
+    names.sort();
+    assert_eq!(names, mount.files(), "{what}");
+    assert_eq!(lab.data_keys(), names, "{what}: objects");
+    for name in &names {
+        assert_eq!(lab.object(name), fs::read(mount.path(name)).ok(), "{what}: {name}");
+        assert!(in_bucket(lab, name, &lab.object(name).unwrap()), "{what}: {name}");
+    }
+    assert_eq!(mount.status()["conflicts"], json!([]), "{what}");
+    assert_eq!(mount.unmount(), 0, "{what}");
+}
+
+#[test]
+fn an_unmount_with_a_dead_network_ends_in_its_time_and_keeps_everything() {
+    for lab in Lab::each_server() {
+        seed(&lab);
+        let machine = lab.machine();
+        // Requests may take half a minute, three times.
+        let mount = machine.mount();
+        change(&mount);
+        lab.server().inject(Fault::any(Action::Stall));
+        let began = std::time::Instant::now();
+        let path = machine.mountpoint();
+        let output = machine.run(&["unmount", path.to_str().unwrap(), "--timeout", "3"]);
+        assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(mount.wait(), Some(3));
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+        lab.server().clear_faults();
+        assert!(machine.run(&["flush", &lab.source()]).status.success());
+        check(&lab, "flushed afterwards");
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The end of a push: objects that no entry names any more.
 //!
 //! Invariant: an object is deleted under the lock, after an index without it was written, only in the version that we
-//! removed or uploaded, and not while somebody here reads or copies from it.
+//! removed or uploaded, and not while somebody here reads or copies from it, or uploads to it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -18,11 +19,12 @@ use crate::store::{Fingerprint, StoreError};
 const CONCURRENCY: usize = 16;
 
 impl Engine {
-    /// Deletes what is pending. What fails stays pending.
-    pub(super) async fn delete_pending(&self, lock: &HeldLock) -> Result<(), SyncError> {
+    /// Deletes what is pending, but for the keys of transfers that are under way. What fails stays pending.
+    pub(super) async fn delete_pending(&self, lock: &HeldLock, busy: &HashSet<String>) -> Result<(), SyncError> {
         lock.check()?;
         let index = self.volume.base().index;
-        let pending = self.volume.deletable();
+        let mut pending = self.volume.deletable();
+        pending.retain(|(key, _)| !busy.contains(key));
         let results: Vec<Result<(), SyncError>> = futures_util::stream::iter(pending)
             .map(|(key, row)| {
                 let index = Arc::clone(&index);

@@ -2,10 +2,12 @@
 //!
 //! Depends on the shared steps `upload`, `merge`, `base`, `remove_object`. Invariants: an entry is written only for an
 //! object that the store confirmed; the local rows are settled together with the new base before any object is deleted;
-//! deletions are remembered until they are done; a failed file never holds up the others.
+//! deletions are remembered until they are done; a file that fails or does not get on never holds up the others.
 
 mod copies;
 mod deletions;
+mod flights;
+mod looks;
 mod order;
 mod transfer;
 mod uploads;
@@ -22,10 +24,15 @@ use crate::cache::rows::Version;
 use crate::datastore::lock::LockOptions;
 use crate::datastore::{HeldLock, RelPath, Writer, now_nanos};
 use crate::volume::{NewBase, Outcome, PlannedRow, PushPlan, PushSelection, Settled};
-use transfer::{Transferred, Verdict};
+use flights::{Flights, Landings};
+use transfer::{Flown, Transferred, Verdict};
 
 /// Rounds of a flush: conflicts and files that were written meanwhile need another one.
 const ROUNDS: u32 = 6;
+/// When no transfer has ended for so long, those that did go into the index without the rest.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// At most so long where an index write is so expensive that more of them must not be made.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What pushes of one session know.
 #[derive(Debug, Default)]
@@ -34,6 +41,15 @@ pub(super) struct PushState {
     conditions_proven: bool,
     /// How long the last index write took.
     pub last_index_write: Duration,
+    /// Transfers, also of rounds that are over.
+    flights: Flights<Flown>,
+}
+
+impl PushState {
+    /// How long a round waits for a transfer when no other ends.
+    fn patience(&self) -> Duration {
+        (self.last_index_write * 5).clamp(PATIENCE, LONGEST_PATIENCE)
+    }
 }
 
 /// What one round did not finish.
@@ -42,6 +58,10 @@ struct Left {
     /// To be done again at once: files written meanwhile, conflicts that got a new name.
     again: usize,
     reasons: Vec<String>,
+    /// Changes had to wait for a transfer of an earlier round, which has ended now.
+    held_back: bool,
+    /// Tells when one of the transfers that are still under way ends.
+    under_way: Option<Landings>,
 }
 
 /// What became of the rows of one round, and the index that says so.
@@ -58,18 +78,42 @@ impl Committed {
     }
 }
 
+/// Waits for the end of a transfer. The sender lives as long as the engine.
+async fn landed(landings: &mut Landings) {
+    if landings.changed().await.is_err() {
+        tracing::debug!("nobody transfers any more");
+    }
+}
+
 impl Engine {
     /// Pushes until everything that was changed before the call is in the bucket.
     pub(super) async fn push_everything(self: &Arc<Self>) -> Result<(), Vec<String>> {
-        for round in 0..ROUNDS {
-            if round > 1 {
-                tokio::time::sleep(Duration::from_millis(200) * round).await;
-            }
-            let left = self.round(PushSelection::Everything).await?;
+        let mut again = 0;
+        loop {
+            let mut left = self.round(Some(PushSelection::Everything)).await?;
             if !left.reasons.is_empty() {
+                // What failed is not tried again here, but what has not failed yet is not given up for it.
+                while let Some(landings) = &mut left.under_way {
+                    landed(landings).await;
+                    let rest = self.round(None).await?;
+                    left.reasons.extend(rest.reasons);
+                    left.under_way = rest.under_way;
+                }
                 return Err(left.reasons);
             }
-            if left.again == 0 {
+            if left.again > 0 {
+                again += 1;
+                if again == ROUNDS {
+                    break;
+                }
+                if again > 1 {
+                    tokio::time::sleep(Duration::from_millis(200) * again).await;
+                }
+            } else if left.held_back {
+                // Every such round ends a transfer.
+            } else if let Some(landings) = &mut left.under_way {
+                landed(landings).await;
+            } else {
                 self.journal().last_flush = Some(now_nanos());
                 return Ok(());
             }
@@ -77,22 +121,32 @@ impl Engine {
         Err(vec!["files keep changing while they are uploaded; close them, or flush again".to_owned()])
     }
 
-    /// One push of what is due.
+    /// One push of what is due. What does not get on is left to the next one.
     pub(super) async fn push(self: &Arc<Self>, selection: PushSelection) -> Result<Duration, Vec<String>> {
-        let result = self.round(selection).await;
-        self.uploaded.store(0, Ordering::Relaxed);
-        let left = result?;
+        let left = self.round(Some(selection)).await;
+        if !matches!(&left, Ok(left) if left.under_way.is_some()) {
+            self.uploaded.store(0, Ordering::Relaxed);
+        }
+        let left = left?;
         if left.reasons.is_empty() { Ok(self.push_gate.lock().await.last_index_write) } else { Err(left.reasons) }
     }
 
-    async fn round(self: &Arc<Self>, selection: PushSelection) -> Result<Left, Vec<String>> {
+    /// One round: what is selected (`None`: nothing), and what transfers of earlier rounds have come to.
+    async fn round(self: &Arc<Self>, selection: Option<PushSelection>) -> Result<Left, Vec<String>> {
         let mut state = self.push_gate.lock().await;
-        let volume = Arc::clone(&self.volume);
-        let plan = tokio::task::spawn_blocking(move || volume.plan_push(selection))
-            .await
-            .map_err(|error| vec![format!("planning the push failed: {error}")])?;
-        if plan.is_empty() {
-            return Ok(Left::default());
+        let landings = state.flights.landings();
+        let mut plan = PushPlan::default();
+        if let Some(selection) = selection {
+            let volume = Arc::clone(&self.volume);
+            plan = tokio::task::spawn_blocking(move || volume.plan_push(selection))
+                .await
+                .map_err(|error| vec![format!("planning the push failed: {error}")])?;
+        }
+        let busy = state.flights.keys();
+        let waiting: Vec<PlannedRow> = plan.rows.extract_if(.., |row| state.flights.has(row.path.as_str())).collect();
+        plan.deletes.retain(|(key, _)| !busy.contains(key));
+        if plan.is_empty() && !state.flights.any_landed() {
+            return Ok(Left { under_way: (!state.flights.is_empty()).then_some(landings), ..Left::default() });
         }
         if self.options.read_only {
             return Err(vec![
@@ -101,7 +155,9 @@ impl Engine {
             ]);
         }
         match self.push_plan(plan, &mut state).boxed().await {
-            Ok(left) => {
+            Ok(mut left) => {
+                left.under_way = (!state.flights.is_empty()).then_some(landings);
+                left.held_back = waiting.iter().any(|row| !state.flights.has(row.path.as_str()));
                 if left.reasons.is_empty() {
                     self.note_contact("push");
                 } else {
@@ -125,7 +181,8 @@ impl Engine {
         self.prove_conditions(state).await?;
         self.uploaded.store(0, Ordering::Relaxed);
         let mut left = Left::default();
-        let transferred = self.transfer(&plan.rows, &mut left.reasons).boxed().await?;
+        let patience = state.patience();
+        let transferred = self.transfer(plan.rows, &mut state.flights, patience, &mut left).boxed().await?;
         let (rows, conflicts): (Vec<_>, Vec<_>) =
             transferred.into_iter().partition(|t| matches!(t.verdict, Verdict::Commit(..)));
         left.again += conflicts.iter().filter(|t| matches!(t.verdict, Verdict::Again)).count();
@@ -152,7 +209,7 @@ impl Engine {
         crate::fail_point!("push.after_settle");
         if let Some(lock) = lock {
             if applied.is_ok()
-                && let Err(error) = self.delete_pending(&lock).boxed().await
+                && let Err(error) = self.delete_pending(&lock, &state.flights.keys()).boxed().await
             {
                 left.reasons.push(format!("objects that nothing needs could not be deleted yet: {error}"));
             }

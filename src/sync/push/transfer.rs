@@ -1,17 +1,22 @@
 //! Contents of a push: uploads, copies within the bucket, and what needs neither.
 //!
 //! Invariants: an upload id and hash are recorded before the first byte leaves; a content that was written meanwhile is
-//! never committed; a fingerprint found by HEAD counts only if the index, read after it, still shows the entry.
+//! never committed; a transfer that nobody waits for any more holds up only what it writes or copies from.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::FutureExt;
+use tokio::time::timeout;
 
-use super::super::base::{BaseVersion, head_base};
+use super::super::base::BaseVersion;
 use super::super::merge::{Change, Row, Uploaded};
 use super::super::pace::Urgency;
 use super::super::{Engine, FetchError, SyncError};
+use super::Left;
+use super::flights::Flights;
+use super::looks::Look;
 use super::order::{Job, Next, next};
 use super::uploads::fields_entry;
 use crate::cache::rows::Version;
@@ -58,6 +63,10 @@ impl Transferred {
     }
 }
 
+/// How a transfer ended.
+pub(super) type Flown = Result<Transferred, Failed>;
+
+#[derive(Debug)]
 pub(super) enum Failed {
     Row(String),
     Whole(SyncError),
@@ -75,132 +84,140 @@ impl From<VolumeError> for Failed {
     }
 }
 
+/// The transfers of one round.
+struct Wave<'a> {
+    rows: Vec<PlannedRow>,
+    looks: Vec<Look>,
+    jobs: Vec<Job>,
+    /// Number of each path's job.
+    places: HashMap<String, usize>,
+    waiting: Vec<usize>,
+    /// Failed, or still under way: what they copy from must stay.
+    stuck: Vec<usize>,
+    done: Vec<Transferred>,
+    left: &'a mut Left,
+}
+
+impl Wave<'_> {
+    /// Takes the results of what ended; how many of them began in this round.
+    fn take(&mut self, flights: &mut Flights<Flown>) -> Result<usize, SyncError> {
+        let mut count = 0;
+        for (path, result) in flights.take_landed() {
+            let place = self.places.get(&path).copied();
+            count += usize::from(place.is_some_and(|at| at < self.rows.len()));
+            self.stuck.retain(|at| Some(*at) != place);
+            match result {
+                Some(Ok(transferred)) => {
+                    if matches!(transferred.verdict, Verdict::Again) {
+                        self.stuck.extend(place);
+                    }
+                    self.done.push(transferred);
+                }
+                Some(Err(Failed::Row(reason))) => self.failed(place, &path, &reason),
+                Some(Err(Failed::Whole(error))) => return Err(error),
+                None => self.failed(place, &path, "the transfer ended without a result"),
+            }
+        }
+        Ok(count)
+    }
+
+    fn failed(&mut self, place: Option<usize>, path: &str, reason: &str) {
+        self.stuck.extend(place);
+        self.left.reasons.push(format!("{path}: {reason}"));
+    }
+}
+
 impl Engine {
-    /// Transfers what the rows need. Files that failed are left out, with their reasons.
+    /// Transfers what the rows need. Files that failed are left out, with their reasons; so are those that are under way
+    /// when nothing has ended for `patience`: they go on, and a later round takes their results. This one takes those of
+    /// transfers that began in earlier rounds.
     pub(super) async fn transfer(
         self: &Arc<Self>,
-        rows: &[PlannedRow],
-        reasons: &mut Vec<String>,
+        rows: Vec<PlannedRow>,
+        flights: &mut Flights<Flown>,
+        patience: Duration,
+        left: &mut Left,
     ) -> Result<Vec<Transferred>, SyncError> {
-        let (versions, unseen) = self.versions_before(rows, reasons).await?;
-        let mut rows: Vec<PlannedRow> = rows.to_vec();
-        let mut jobs: Vec<Job> = rows.iter().map(job_of).collect();
-        // Without a look at the object nothing can be said about a conflict: such a row waits for the next push.
-        let mut waiting: Vec<usize> = (0..rows.len()).filter(|at| !unseen.contains(at)).collect();
-        let mut stuck: Vec<usize> = unseen;
-        let mut done = Vec::new();
+        let looks = self.versions_before(&rows, patience, &mut left.reasons).await?;
+        let paths = rows.iter().map(|row| row.path.to_string()).chain(flights.jobs().map(|(path, _)| path.clone()));
+        let looked = |at: &usize| !matches!(looks[*at], Look::Failed);
+        let (waiting, unseen): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(looked);
+        let mut wave = Wave {
+            jobs: rows.iter().map(job_of).chain(flights.jobs().map(|(_, job)| job.clone())).collect(),
+            places: paths.enumerate().map(|(at, path)| (path, at)).collect(),
+            waiting,
+            stuck: unseen.into_iter().chain(rows.len()..rows.len() + flights.len()).collect(),
+            done: Vec::new(),
+            rows,
+            looks,
+            left,
+        };
+        wave.take(flights)?;
         loop {
-            match next(&jobs, &waiting, &stuck) {
+            match next(&wave.jobs, &wave.waiting, &wave.stuck) {
                 Next::Done => break,
-                Next::Break(at) => match self.fetch_origin(&rows[at]).await {
+                Next::Break(at) => match self.fetch_origin(&wave.rows[at]).await {
                     Ok(()) => {
-                        jobs[at].copies_from = None;
-                        if let Some(put) = &mut rows[at].put {
+                        wave.jobs[at].copies_from = None;
+                        if let Some(put) = &mut wave.rows[at].put {
                             put.origin = None;
                         }
                     }
                     Err(error) => {
-                        reasons.push(format!("{}: {error}", rows[at].path));
-                        waiting.retain(|i| *i != at);
-                        stuck.push(at);
+                        let path = wave.rows[at].path.to_string();
+                        wave.waiting.retain(|i| *i != at);
+                        wave.failed(Some(at), &path, &error.to_string());
                     }
                 },
                 Next::Run(ready) => {
-                    let running: HashSet<usize> = ready.iter().copied().collect();
-                    waiting.retain(|i| !running.contains(i));
-                    let results: Vec<(usize, Result<Transferred, Failed>)> =
-                        futures_util::stream::iter(ready.into_iter().map(|at| {
-                            let (row, version) = (rows[at].clone(), versions.get(&at).cloned());
-                            async move { (at, self.transfer_row(row, version).await) }
-                        }))
-                        .buffer_unordered(self.options.upload_concurrency.max(1))
-                        .collect()
-                        .await;
-                    for (at, result) in results {
-                        match result {
-                            Ok(transferred) => {
-                                if matches!(transferred.verdict, Verdict::Again) {
-                                    stuck.push(at);
-                                }
-                                done.push(transferred);
-                            }
-                            Err(Failed::Row(reason)) => {
-                                stuck.push(at);
-                                reasons.push(format!("{}: {reason}", rows[at].path));
-                            }
-                            Err(Failed::Whole(error)) => return Err(error),
-                        }
+                    if !self.run_jobs(ready, &mut wave, flights, patience).await? {
+                        break;
                     }
                 }
             }
         }
-        // A removal must not take away what a copy that failed still needs.
-        let needed: Vec<&str> = stuck.iter().filter_map(|i| jobs[*i].copies_from.as_deref()).collect();
-        done.retain(|t| t.row.put.is_some() || !needed.contains(&t.row.path.as_str()));
+        // A removal must not take away what a copy still needs that failed, is under way, or could not begin.
+        let Wave { jobs, mut done, waiting, stuck, .. } = wave;
+        let needed: HashSet<&str> =
+            stuck.iter().chain(&waiting).filter_map(|i| jobs[*i].copies_from.as_deref()).collect();
+        done.retain(|t| t.row.put.is_some() || !needed.contains(t.row.path.as_str()));
         Ok(done)
     }
 
-    /// One HEAD for each object that is replaced or removed and whose version nobody here ever saw; then one look at the
-    /// index, which must still show the same entries.
-    async fn versions_before(
+    /// Runs these jobs side by side. `false`: nothing ends any more, so that what did should not wait.
+    async fn run_jobs(
         self: &Arc<Self>,
-        rows: &[PlannedRow],
-        reasons: &mut Vec<String>,
-    ) -> Result<(HashMap<usize, BaseVersion>, Vec<usize>), SyncError> {
-        let mut unknown: Vec<(usize, String, Entry)> = Vec::new();
-        for (at, row) in rows.iter().enumerate() {
-            if let Some(replaced) = row.replaces.as_ref().filter(|r| r.fingerprint.is_none()) {
-                unknown.push((at, row.path.to_string(), replaced.entry.clone()));
+        ready: Vec<usize>,
+        wave: &mut Wave<'_>,
+        flights: &mut Flights<Flown>,
+        patience: Duration,
+    ) -> Result<bool, SyncError> {
+        let running: HashSet<usize> = ready.iter().copied().collect();
+        wave.waiting.retain(|i| !running.contains(i));
+        let at_once = self.options.upload_concurrency.max(1);
+        let mut queue = ready.into_iter().peekable();
+        let mut landings = flights.landings();
+        let mut here = 0;
+        loop {
+            // Slow ones of earlier rounds leave room for others, but not without end.
+            while here < at_once && flights.len() < 2 * at_once {
+                let Some(at) = queue.next() else { break };
+                let (engine, row, look) = (Arc::clone(self), wave.rows[at].clone(), wave.looks[at].clone());
+                wave.stuck.push(at);
+                let path = row.path.to_string();
+                let transfer = async move { engine.transfer_row(row, look).await };
+                flights.begin(path, wave.jobs[at].clone(), transfer.boxed());
+                here += 1;
             }
-        }
-        let looked: Vec<(usize, Result<BaseVersion, StoreError>)> = futures_util::stream::iter(unknown)
-            .map(|(at, key, entry)| async move {
-                let written_at = self.volume.index_written_at(&key);
-                (at, head_base(&*self.store, &key, &entry, written_at).await)
-            })
-            .buffer_unordered(self.options.upload_concurrency.max(1))
-            .collect()
-            .await;
-        if looked.is_empty() {
-            return Ok((HashMap::new(), Vec::new()));
-        }
-        self.refresh().await?;
-        let index = self.volume.base().index;
-        let (mut versions, mut unseen) = (HashMap::new(), Vec::new());
-        for (at, result) in looked {
-            let row = &rows[at];
-            match result {
-                Ok(found) => {
-                    let shown = index.get(row.path.as_str());
-                    let same =
-                        shown.as_ref().is_some_and(|e| row.replaces.as_ref().is_some_and(|r| r.entry.same_version(e)));
-                    let version = match found {
-                        BaseVersion::Found(_) if !same && shown.is_some() => continue,
-                        other => other,
-                    };
-                    versions.insert(at, version);
-                }
-                Err(error) => {
-                    unseen.push(at);
-                    reasons.push(format!("{}: {error}", row.path));
-                }
+            if here == 0 && queue.peek().is_none() {
+                return Ok(true);
             }
+            if timeout(patience, landings.changed()).await.is_err() {
+                wave.waiting.extend(queue);
+                return Ok(false);
+            }
+            here -= wave.take(flights)?;
         }
-        Ok((versions, unseen))
-    }
-
-    /// The row's entry in the index as this machine last saw it: what it replaced, or what pushes of ours left there before
-    /// it could be settled. Whoever replaces an entry replaces its object first: while that is ours, so is the entry.
-    async fn seen_entry(&self, row: &PlannedRow) -> Result<Option<Entry>, StoreError> {
-        let replaced = row.replaces.as_ref().map(|replaced| replaced.entry.clone());
-        let shown = self.volume.base().index.get(row.path.as_str());
-        let (Some(mark), Some(shown)) = (&row.upload, shown) else { return Ok(replaced) };
-        if replaced.as_ref().is_some_and(|replaced| replaced.same_version(&shown)) {
-            return Ok(replaced);
-        }
-        let is_latest = shown.sha256.as_deref() == Some(&mark.sha256) && shown.size == mark.size;
-        let ours = is_latest || self.own_upload(row.path.as_str(), mark).await?.is_some();
-        Ok(if ours { Some(shown) } else { replaced })
     }
 
     async fn fetch_origin(self: &Arc<Self>, row: &PlannedRow) -> Result<(), SyncOrFetch> {
@@ -213,13 +230,14 @@ impl Engine {
         Ok(recorded?)
     }
 
-    async fn transfer_row(
-        self: &Arc<Self>,
-        row: PlannedRow,
-        looked: Option<BaseVersion>,
-    ) -> Result<Transferred, Failed> {
+    async fn transfer_row(self: &Arc<Self>, row: PlannedRow, look: Look) -> Result<Transferred, Failed> {
         let place = self.uploads.place(Urgency::Awaited).await;
         let _place = place.ok_or_else(|| Failed::Row("the mount is ending".to_owned()))?;
+        let looked = match look {
+            Look::Found(version) => Some(version),
+            Look::Late => self.version_before(&row).await?,
+            Look::Nothing | Look::Failed => None,
+        };
         let seen = self.seen_entry(&row).await?;
         let mut done = Transferred { seen, row, read: None, copied: None, origin_lost: false, verdict: Verdict::Again };
         let Some(put) = done.row.put.clone() else {
