@@ -2,7 +2,8 @@
 //! `failpoints` they are nothing.
 //!
 //! Depends on nothing. `SWAMP_FAILPOINT=<name>=kill[:<n>]` ends the process, as `kill -9` would, when it comes to that point
-//! for the n-th time (the first, unless said otherwise); `SWAMP_FAILPOINT=record=<file>` appends the name of every point
+//! for the n-th time (the first, unless said otherwise); `SWAMP_FAILPOINT=<name>=when:<file>` ends it there when that file
+//! exists, and takes the file away first; `SWAMP_FAILPOINT=record=<file>` appends the name of every point
 //! that is reached to a file. Invariant: a point has no effect but that, so that a build with the feature behaves as one
 //! without.
 
@@ -28,6 +29,7 @@ mod enabled {
     /// What the environment asks for.
     enum Order {
         Kill { name: String, at: u64, reached: AtomicU64 },
+        When { name: String, file: String },
         Record(File),
     }
 
@@ -36,6 +38,9 @@ mod enabled {
             let (name, action) = text.split_once('=')?;
             if name == "record" {
                 return File::options().create(true).append(true).open(action).ok().map(Self::Record);
+            }
+            if let Some(file) = action.strip_prefix("when:") {
+                return Some(Self::When { name: name.to_owned(), file: file.to_owned() });
             }
             let at = match action.strip_prefix("kill")? {
                 "" => 1,
@@ -68,7 +73,8 @@ mod enabled {
             {
                 die()
             }
-            None | Some(Order::Kill { .. }) => {}
+            Some(Order::When { name, file }) if name == point && std::fs::remove_file(file).is_ok() => die(),
+            None | Some(Order::Kill { .. } | Order::When { .. }) => {}
             Some(Order::Record(file)) => {
                 // One write per line, appended: lines of several threads do not mix.
                 if let Err(error) = (&*file).write_all(format!("{point}\n").as_bytes()) {
