@@ -19,7 +19,7 @@ use support::model::{Files, check_bucket, check_mount, seeded, set};
 use support::mount::{Lab, Machine, Mount, eventually};
 use support::reference::check_truth;
 
-const OPTIONS: &[&str] = &["--refresh", "3600", "--flush-after", "3600", "--flush-max-age", "3600"];
+const OPTIONS: &[&str] = &["--no-supervise", "--refresh", "3600", "--flush-after", "3600", "--flush-max-age", "3600"];
 const LARGE: usize = 5 << 20;
 
 /// What the script holds open, by a name of its own.

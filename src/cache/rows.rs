@@ -192,6 +192,15 @@ pub struct CommittedRow {
     pub at: i64,
 }
 
+/// A request of the kernel that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnsweredRow {
+    /// Its number, as long as the mount lasts.
+    pub request: u64,
+    /// What it made or took away.
+    pub path: String,
+}
+
 mod fingerprint_text {
     use super::Fingerprint;
     use serde::{Deserialize, Deserializer, Serializer};

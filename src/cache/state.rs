@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::reserve::Reserve;
-use super::rows::{Attrs, CommittedRow, ContentRow, DeltaRow, Kind, NodeRow, PendingDelete};
+use super::rows::{AnsweredRow, Attrs, CommittedRow, ContentRow, DeltaRow, Kind, NodeRow, PendingDelete};
 use super::{CacheError, ContentId, Result};
 
 const VERSION: i64 = 1;
@@ -28,6 +28,9 @@ const COMMITTED: &str =
     "CREATE TABLE IF NOT EXISTS committed(path TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;";
 /// Order of the last opens, for eviction. Losing it harms nothing, so it needs no version.
 const RECENCY: &str = "CREATE TABLE IF NOT EXISTS recency(content INTEGER PRIMARY KEY, opened INTEGER NOT NULL);";
+/// Requests of the kernel that were carried out, for the process that takes a mount over. Nothing after its end.
+const ANSWERED: &str =
+    "CREATE TABLE IF NOT EXISTS answered(slot INTEGER PRIMARY KEY, request INTEGER NOT NULL, path TEXT NOT NULL);";
 
 /// The database.
 #[derive(Debug)]
@@ -84,6 +87,7 @@ impl StateDb {
         }
         connection.execute_batch(COMMITTED)?;
         connection.execute_batch(RECENCY)?;
+        connection.execute_batch(ANSWERED)?;
         Ok(connection)
     }
 
@@ -148,6 +152,19 @@ impl StateDb {
             committed: self.load_bodies("SELECT path, body FROM committed", |row| row.get(0))?,
             opened: self.load_opened()?,
         })
+    }
+
+    /// The requests that were carried out, in no order, with the slots that they lie in.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn answered(&self) -> Result<Vec<(u64, AnsweredRow)>> {
+        let mut statement = self.connection.prepare("SELECT slot, request, path FROM answered")?;
+        let rows = statement.query_map([], |row| {
+            let (slot, request): (i64, i64) = (row.get(0)?, row.get(1)?);
+            Ok((slot.unsigned_abs(), AnsweredRow { request: request.unsigned_abs(), path: row.get(2)? }))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     fn load_opened(&self) -> Result<Vec<ContentId>> {
@@ -308,6 +325,27 @@ impl Transaction<'_> {
     /// When the database refuses.
     pub fn remove_delta(&self, path: &str) -> Result<()> {
         self.run("DELETE FROM delta WHERE path = ?", [path])
+    }
+
+    /// Records a request that this change carries out, in the place of the one in that slot.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn set_answered(&self, slot: u64, row: &AnsweredRow) -> Result<()> {
+        // The kernel counts requests from 1 and marks repeated ones in the sign, which is not kept here.
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.run(
+            "INSERT OR REPLACE INTO answered VALUES(?, ?, ?)",
+            params![number(slot), number(row.request), row.path],
+        )
+    }
+
+    /// Forgets all requests: they were those of another mount.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn clear_answered(&self) -> Result<()> {
+        self.run("DELETE FROM answered", [])
     }
 
     /// Remembers what was committed.

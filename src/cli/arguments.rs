@@ -148,6 +148,9 @@ pub struct MountArgs {
     /// open file after this process was killed may then go unnoticed
     #[arg(long)]
     pub passthrough: bool,
+    /// Let a crash of this program end the mount; so it is with --passthrough too
+    #[arg(long)]
+    pub no_supervise: bool,
     #[arg(long, hide = true)]
     pub no_exec: bool,
     #[arg(long, hide = true)]
@@ -200,6 +203,8 @@ impl MountArgs {
             allow_other: self.allow_other,
             no_exec: self.no_exec,
             passthrough: self.passthrough,
+            // What the kernel writes by itself is watched by the process that opened the file.
+            supervise: !self.no_supervise && !self.passthrough,
             no_atime: self.no_atime,
             log_file: self.log_file.as_deref().map(absolute).transpose()?,
             verbosity: self.store.verbose,

@@ -37,6 +37,8 @@ enum Ended {
     /// Already said why.
     Failed,
     Unpushed,
+    /// With this exit code, as the process that did the work.
+    As(u8),
 }
 
 /// Runs the program with the arguments of this process.
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Failed) => ExitCode::from(1),
         Ok(Ended::Unpushed) => ExitCode::from(3),
+        Ok(Ended::As(code)) => ExitCode::from(code),
         Err(error) => {
             output::error(&error);
             ExitCode::from(if error.is_usage() { 2 } else { 1 })

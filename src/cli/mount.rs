@@ -1,7 +1,7 @@
 //! `swamp-mount SOURCE MOUNTPOINT`.
 //!
 //! Depends on `mount`. In the background by default: the same arguments are run again by a child, and this process waits
-//! for its word.
+//! for its word. Whichever process mounts divides into a supervisor and a worker first.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -11,6 +11,7 @@ use super::{Ended, output};
 use crate::config::{CacheConfig, Environment, MountConfig};
 use crate::mount::daemon::{self, Reporter};
 use crate::mount::logging::{self, Voice};
+use crate::mount::supervisor::{self, Role};
 use crate::mount::{End, MountError, session};
 
 pub fn run(parsed: &Parsed, arguments: &[OsString], environment: &Environment) -> Result<Ended, MountError> {
@@ -49,13 +50,27 @@ fn make_directory(path: &Path) -> Result<(), MountError> {
 }
 
 fn serve(config: Result<MountConfig, MountError>, reporter: &mut Reporter) -> Result<Ended, MountError> {
-    match config.and_then(|config| session::run(&config, reporter)) {
-        // The log says what is left, which is stderr in the foreground.
-        Ok(End::Pushed) => Ok(Ended::Done),
-        Ok(End::Unpushed(_)) => Ok(Ended::Unpushed),
+    match config.and_then(|config| divide(&config, reporter)) {
+        Ok(ended) => Ok(ended),
         Err(error) => match reporter.failed(error) {
             Some(error) => Err(error),
             None => Ok(Ended::Failed),
         },
     }
+}
+
+/// The supervisor comes back here when its worker has ended, the worker when the mount has.
+fn divide(config: &MountConfig, reporter: &mut Reporter) -> Result<Ended, MountError> {
+    let link = match config.supervise {
+        true => match supervisor::begin(config, reporter)? {
+            Role::Worker(link) => Some(link),
+            Role::Over(code) => return Ok(Ended::As(code)),
+        },
+        false => None,
+    };
+    // The log says what is left, which is stderr in the foreground.
+    Ok(match session::run(config, reporter, link)? {
+        End::Pushed => Ended::Done,
+        End::Unpushed(_) => Ended::Unpushed,
+    })
 }

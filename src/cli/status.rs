@@ -159,6 +159,9 @@ fn describe(status: &MountStatus) -> String {
         None if status.read_only => line("read-only", "as asked".to_owned()),
         None => {}
     }
+    if let Some(last) = &status.last_crash {
+        line("crashed", format!("{} times, and started again each time; last: {last}", status.restarts));
+    }
     if let Some(since) = &engine.offline_since {
         line("offline", format!("since {since}"));
     }

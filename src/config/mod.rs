@@ -265,6 +265,8 @@ pub struct MountConfig {
     pub no_exec: bool,
     /// The kernel may read and write complete files by itself, where it can.
     pub passthrough: bool,
+    /// A crash of the process that serves the mount does not end it: another one takes over.
+    pub supervise: bool,
     /// Access times are not kept.
     pub no_atime: bool,
     /// Log file; `mount.log` in the cache root otherwise.

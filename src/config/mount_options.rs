@@ -44,8 +44,15 @@ const IGNORED: &[&str] = &[
 ];
 
 /// Long options that take no value.
-const FLAGS: &[&str] =
-    &["read-only", "foreground", "force-path-style", "allow-other", "passthrough", "unsafe-no-conditional-writes"];
+const FLAGS: &[&str] = &[
+    "read-only",
+    "foreground",
+    "force-path-style",
+    "allow-other",
+    "passthrough",
+    "no-supervise",
+    "unsafe-no-conditional-writes",
+];
 
 /// Long options with a value.
 const VALUES: &[&str] = &[

@@ -6,7 +6,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use fuser::FileHandle;
+use fuser::{Errno, FileHandle};
+
+/// Said of a handle that nobody here gave out: a process did that crashed since. The file must be opened again.
+pub(super) const UNKNOWN_HANDLE: Errno = Errno::ESTALE;
 
 /// Open handles by number.
 pub(super) struct Table<T> {
@@ -14,13 +17,12 @@ pub(super) struct Table<T> {
     next: AtomicU64,
 }
 
-impl<T> Default for Table<T> {
-    fn default() -> Self {
-        Self { open: RwLock::default(), next: AtomicU64::new(1) }
-    }
-}
-
 impl<T> Table<T> {
+    /// A table whose numbers begin with this one.
+    pub fn from(first: u64) -> Self {
+        Self { open: RwLock::default(), next: AtomicU64::new(first) }
+    }
+
     pub fn insert(&self, value: T) -> FileHandle {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(value));

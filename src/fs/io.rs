@@ -10,6 +10,7 @@ use fuser::{Errno, FileHandle, OpenAccMode, OpenFlags, ReplyData, ReplyEmpty, Re
 
 use super::SwampFs;
 use super::errno::{of_fetch, of_io, of_volume, report};
+use super::handles::UNKNOWN_HANDLE;
 use crate::cache::is_no_space;
 use crate::sync::{Engine, fetch};
 use crate::tree::Ino;
@@ -81,7 +82,7 @@ impl SwampFs {
         match self.files.get(fh) {
             Some(handle) => self.read_open(handle, range, reply),
             None if self.without_open() => self.read_unopened(ino, range, reply),
-            None => reply.error(Errno::EBADF),
+            None => reply.error(UNKNOWN_HANDLE),
         }
     }
 
@@ -160,7 +161,10 @@ impl SwampFs {
     }
 
     pub(super) fn write_file(&self, fh: FileHandle, offset: u64, data: &[u8], reply: ReplyWrite) {
-        let Some(handle) = self.files.get(fh).filter(|h| h.writable) else { return reply.error(Errno::EBADF) };
+        let Some(handle) = self.files.get(fh) else { return reply.error(UNKNOWN_HANDLE) };
+        if !handle.writable {
+            return reply.error(Errno::EBADF);
+        }
         if self.volume.read_only_reason().is_some() {
             return reply.error(Errno::EROFS);
         }
@@ -216,7 +220,7 @@ impl SwampFs {
     }
 
     pub(super) fn fsync_file(&self, fh: FileHandle, reply: ReplyEmpty) {
-        let Some(handle) = self.files.get(fh) else { return reply.error(Errno::EBADF) };
+        let Some(handle) = self.files.get(fh) else { return reply.error(UNKNOWN_HANDLE) };
         let (engine, volume) = (Arc::clone(&self.engine), Arc::clone(&self.volume));
         // The disk may take long: other operations on this thread's descriptor must not wait for it.
         self.runtime.spawn(async move {
@@ -241,7 +245,10 @@ impl SwampFs {
     }
 
     pub(super) fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        let Some(handle) = self.files.get(fh).filter(|h| h.writable) else { return reply.error(Errno::EBADF) };
+        let Some(handle) = self.files.get(fh) else { return reply.error(UNKNOWN_HANDLE) };
+        if !handle.writable {
+            return reply.error(Errno::EBADF);
+        }
         let flags = rustix::fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         let allocated = self.with_room(|| {
             let allocate = |file: &File| rustix::fs::fallocate(file, flags, offset, length);

@@ -24,14 +24,15 @@ use tokio::runtime::Handle as Runtime;
 
 use crate::cache::rows::Kind;
 use crate::sync::Engine;
-use crate::tree::Ino;
+use crate::tree::{Incarnation, Ino};
 use crate::volume::{Stat, Volume};
 use handles::Table;
 
 /// How long the kernel may keep names and attributes: until told otherwise.
 const TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// The file system.
+/// The file system. Clones are the same one, for a session each.
+#[derive(Clone)]
 pub struct SwampFs {
     engine: Arc<Engine>,
     volume: Arc<Volume>,
@@ -39,8 +40,8 @@ pub struct SwampFs {
     files: Arc<open_files::OpenFiles>,
     unopened: Arc<unopened::Unopened>,
     /// The kernel opens files without asking.
-    without_open: AtomicBool,
-    dirs: Table<dirs::Listing>,
+    without_open: Arc<AtomicBool>,
+    dirs: Arc<Table<dirs::Listing>>,
     wants_passthrough: bool,
 }
 
@@ -49,16 +50,22 @@ impl SwampFs {
     /// files by itself, where it can; the process must then survive SIGIO.
     pub fn new(engine: Arc<Engine>, runtime: Runtime, passthrough: bool) -> Self {
         let volume = Arc::clone(engine.volume());
-        let files = Arc::new(open_files::OpenFiles::new(&engine, &runtime));
+        let first = first_handle(engine.options().incarnation);
+        let files = Arc::new(open_files::OpenFiles::new(&engine, &runtime, first));
         let unopened = Arc::new(unopened::Unopened::new(&volume));
-        let without_open = AtomicBool::new(false);
-        let dirs = Table::default();
+        let without_open = Arc::default();
+        let dirs = Arc::new(Table::from(first));
         Self { engine, volume, runtime, files, unopened, without_open, dirs, wants_passthrough: passthrough }
     }
 
     fn without_open(&self) -> bool {
         self.without_open.load(Ordering::Relaxed)
     }
+}
+
+/// The first number of this process's handles: programs still have those of the processes before.
+fn first_handle(incarnation: Incarnation) -> u64 {
+    (u64::from(incarnation.number) << 40) + 1
 }
 
 fn ino(number: INodeNo) -> Ino {

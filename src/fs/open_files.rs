@@ -25,9 +25,9 @@ pub(super) struct OpenFiles {
 }
 
 impl OpenFiles {
-    pub fn new(engine: &Arc<Engine>, runtime: &Runtime) -> Self {
+    pub fn new(engine: &Arc<Engine>, runtime: &Runtime, first: u64) -> Self {
         let passthrough = Arc::new(Passthrough::new());
-        Self { handles: Table::default(), passthrough, engine: Arc::clone(engine), runtime: runtime.clone() }
+        Self { handles: Table::from(first), passthrough, engine: Arc::clone(engine), runtime: runtime.clone() }
     }
 
     pub fn allow_passthrough(&self) {

@@ -14,11 +14,14 @@ use fuser::{
 
 use super::dirs::Listing;
 use super::errno::{of_volume, report};
+use super::handles::UNKNOWN_HANDLE;
 use super::passthrough::Way;
 use super::{SwampFs, TTL, attr, file_type, ino, nanos};
 use crate::cache::rows::Kind;
 use crate::datastore::now_nanos;
-use crate::volume::{Notice, RenameMode, Result, SetAttributes, Stat, Volume};
+use crate::volume::{
+    Handle, Notice, OpenOutcome, OpenRequest, RenameMode, Result, SetAttributes, Stat, Volume, VolumeError, answering,
+};
 
 /// Inode numbers are never reused within a mount.
 const GENERATION: Generation = Generation(0);
@@ -37,7 +40,36 @@ fn empty(result: Result<()>, operation: &'static str, name: &OsStr, reply: Reply
     }
 }
 
+/// The kernel's mark on a request that it sends again, because a process crashed that had not answered it.
+const SENT_AGAIN: u64 = 1 << 63;
+
 impl SwampFs {
+    /// Carries an operation on names out, unless a process before this one did: then what it made is found by `recall`.
+    fn once<T>(
+        &self,
+        request: &Request,
+        operation: impl FnOnce() -> Result<T>,
+        recall: impl FnOnce(&str) -> Result<T>,
+    ) -> Result<T> {
+        if !self.engine.options().incarnation.may_be_followed {
+            return operation();
+        }
+        let number = request.unique().0 & !SENT_AGAIN;
+        match self.volume.answered(number).filter(|_| request.unique().0 & SENT_AGAIN != 0) {
+            Some(path) => recall(&path),
+            None => answering(number, operation),
+        }
+    }
+
+    /// The file that a request to create it has made before, open.
+    fn recall_created(&self, path: &str, writable: bool) -> Result<(Stat, Handle)> {
+        let stat = self.volume.lookup_answered(path)?;
+        match self.volume.open(stat.ino, OpenRequest { writable, truncate: false })? {
+            OpenOutcome::Ready(handle) => Ok((stat, handle)),
+            OpenOutcome::Fetch(_) => Err(VolumeError::Stale),
+        }
+    }
+
     fn empty_and_tell(&self, result: Result<Vec<Notice>>, operation: &'static str, name: &OsStr, reply: ReplyEmpty) {
         empty(result.map(|notices| self.engine.tell_kernel(notices)), operation, name, reply);
     }
@@ -159,37 +191,45 @@ impl Filesystem for SwampFs {
             // Devices, pipes and sockets cannot be in a bucket.
             return reply.error(Errno::EPERM);
         }
-        let made =
-            Volume::check_name(name).and_then(|name| self.volume.mknod(ino(parent), name, mode, req.uid(), req.gid()));
+        let made = Volume::check_name(name).and_then(|name| {
+            let make = || self.volume.mknod(ino(parent), name, mode, req.uid(), req.gid());
+            self.once(req, make, |path| self.volume.lookup_answered(path))
+        });
         entry(made, "mknod", name, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let made =
-            Volume::check_name(name).and_then(|name| self.volume.mkdir(ino(parent), name, mode, req.uid(), req.gid()));
+        let made = Volume::check_name(name).and_then(|name| {
+            let make = || self.volume.mkdir(ino(parent), name, mode, req.uid(), req.gid());
+            self.once(req, make, |path| self.volume.lookup_answered(path))
+        });
         entry(made, "mkdir", name, reply);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = Volume::check_name(name).and_then(|name| self.volume.unlink(ino(parent), name));
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let done = Volume::check_name(name)
+            .and_then(|name| self.once(req, || self.volume.unlink(ino(parent), name), |_| Ok(())));
         empty(done, "unlink", name, reply);
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = Volume::check_name(name).and_then(|name| self.volume.rmdir(ino(parent), name));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let done = Volume::check_name(name)
+            .and_then(|name| self.once(req, || self.volume.rmdir(ino(parent), name), |_| Ok(Vec::new())));
         self.empty_and_tell(done, "rmdir", name, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
-        let made = Volume::check_name(link_name)
-            .and_then(|name| self.volume.symlink(ino(parent), name, target, req.uid(), req.gid()));
+        let made = Volume::check_name(link_name).and_then(|name| {
+            let make = || self.volume.symlink(ino(parent), name, target, req.uid(), req.gid());
+            self.once(req, make, |path| self.volume.lookup_answered(path))
+        });
         entry(made, "symlink", link_name, reply);
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -205,7 +245,7 @@ impl Filesystem for SwampFs {
         };
         let done = Volume::check_name(name).and_then(|from| {
             let to = Volume::check_name(newname)?;
-            self.volume.rename(ino(parent), from, ino(newparent), to, mode)
+            self.once(req, || self.volume.rename(ino(parent), from, ino(newparent), to, mode), |_| Ok(Vec::new()))
         });
         self.empty_and_tell(done, "rename", name, reply);
     }
@@ -273,12 +313,15 @@ impl Filesystem for SwampFs {
         self.fsync_file(fh, reply);
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _req: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if let Err(error) = self.volume.stat(ino(number)) {
+            return reply.error(of_volume(&error));
+        }
         reply.opened(self.dirs.insert(Listing::default()), FopenFlags::empty());
     }
 
     fn readdir(&self, _req: &Request, number: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let Some(listing) = self.dirs.get(fh) else { return reply.error(Errno::EBADF) };
+        let Some(listing) = self.dirs.get(fh) else { return reply.error(UNKNOWN_HANDLE) };
         let listed = listing.for_each(&self.volume, ino(number), offset, |next, entry| {
             reply.add(INodeNo(entry.ino.0), next, file_type(entry.kind), &*entry.name)
         });
@@ -289,7 +332,7 @@ impl Filesystem for SwampFs {
     }
 
     fn readdirplus(&self, _req: &Request, number: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let Some(listing) = self.dirs.get(fh) else { return reply.error(Errno::EBADF) };
+        let Some(listing) = self.dirs.get(fh) else { return reply.error(UNKNOWN_HANDLE) };
         let dir = ino(number);
         let listed = listing.for_each(&self.volume, dir, offset, |next, entry| {
             if matches!(&*entry.name, "." | "..") {
@@ -387,8 +430,10 @@ impl Filesystem for SwampFs {
         reply: ReplyCreate,
     ) {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let made = Volume::check_name(name)
-            .and_then(|name| self.volume.create(ino(parent), name, mode, req.uid(), req.gid(), writable));
+        let made = Volume::check_name(name).and_then(|name| {
+            let make = || self.volume.create(ino(parent), name, mode, req.uid(), req.gid(), writable);
+            self.once(req, make, |path| self.recall_created(path, writable))
+        });
         match made {
             Ok((stat, handle)) => {
                 debug_assert_eq!(stat.kind, Kind::File);

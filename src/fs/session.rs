@@ -13,7 +13,7 @@ pub struct FsOptions {
     pub source_name: String,
 }
 
-/// The session's configuration: as many threads as cores, each with its own descriptor; the kernel checks permissions.
+/// The configuration of a session, of which there are several on one connection; the kernel checks permissions.
 pub fn session_config(options: &FsOptions) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
@@ -25,7 +25,5 @@ pub fn session_config(options: &FsOptions) -> Config {
         if options.read_only { MountOption::RO } else { MountOption::RW },
     ];
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16)));
-    config.clone_fd = true;
     config
 }

@@ -98,8 +98,14 @@ pub struct MountStatus {
     pub phase: Phase,
     /// Its cache root.
     pub cache_root: String,
-    /// Its process.
+    /// Its process: the one to signal.
     pub pid: u32,
+    /// The process that does the work; the same when there is no supervisor.
+    pub worker_pid: u32,
+    /// How often the worker crashed and was started again.
+    pub restarts: u32,
+    /// How and when (UTC) the last crash happened.
+    pub last_crash: Option<String>,
     /// When it started (UTC).
     pub started: String,
     /// Version of the program.

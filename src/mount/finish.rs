@@ -14,8 +14,10 @@ use tokio::time::Instant;
 
 use super::control::{ControlServer, MountStatus, Phase, Service, UnmountOutcome, Unpushed};
 use super::instance::Instance;
+use super::link::History;
 use super::registry::Registration;
 use super::signals::{Ending, Signals};
+use super::supervisor::visible_pid;
 use super::{End, MountError, client};
 use crate::sync::engine::Engine;
 use crate::sync::status::Pending;
@@ -112,6 +114,7 @@ impl Running {
         signals: Signals,
         mountpoint: Option<&Path>,
         read_only: bool,
+        history: &History,
     ) -> Result<Self, MountError> {
         let (sender, requests) = mpsc::unbounded_channel();
         let phase = if mountpoint.is_some() { Phase::Mounted } else { Phase::Flushing };
@@ -119,7 +122,10 @@ impl Running {
             mountpoint: mountpoint.map(|path| path.display().to_string()),
             phase,
             cache_root: instance.root().display().to_string(),
-            pid: std::process::id(),
+            pid: visible_pid(),
+            worker_pid: std::process::id(),
+            restarts: history.restarts,
+            last_crash: history.last.clone(),
             started: super::utc_now(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             read_only,

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use super::finish::{Patience, Running};
 use super::instance::{Instance, InstanceError};
+use super::link::History;
 use super::registry::Registration;
 use super::signals::Signals;
 use super::{End, MountError, client, store};
 use crate::config::{CacheConfig, EngineConfig, StoreConfig};
 use crate::sync::engine::Engine;
 use crate::sync::status::Pending;
+use crate::tree::Incarnation;
 
 /// Pushes everything that the cache root holds; `progress` is called with what is left.
 pub fn flush(
@@ -27,7 +29,8 @@ pub fn flush(
         let instance = acquire(store_config, cache)?;
         let starting = async {
             let datastore = store::open(store_config).await?;
-            let options = super::session::engine_options(instance.root(), store_config, engine_config);
+            let options =
+                super::session::engine_options(instance.root(), store_config, engine_config, Incarnation::default());
             Ok::<_, MountError>(Engine::start(options, datastore).await?)
         };
         let engine = tokio::select! {
@@ -35,7 +38,7 @@ pub fn flush(
             signal = signals.next() => return Err(MountError::Background(format!("interrupted by {}", signal.name()))),
         };
         let registration = Registration::new(instance.root(), cache, store_config, None);
-        let mut running = Running::new(Arc::clone(&engine), instance, signals, None, false)?;
+        let mut running = Running::new(Arc::clone(&engine), instance, signals, None, false, &History::default())?;
         let watching = async {
             loop {
                 progress(engine.pending());

@@ -135,7 +135,7 @@ impl Instance {
             return Err(InstanceError::Held { holder: read_holder(&mut lock), root });
         }
         let holder = Holder {
-            pid: std::process::id(),
+            pid: super::supervisor::visible_pid(),
             source: source.to_owned(),
             mountpoint: mountpoint.map(|path| path.display().to_string()),
             started: super::utc_now(),

@@ -1,23 +1,25 @@
-//! The kernel's side of a mount: making it, and noticing its end.
+//! The kernel's side of a mount: making it, or taking it over, and noticing its end.
 //!
-//! Depends on fuser and `fs`. Root mounts by mount(2) here, so that the mount has its own type (`fuse.swamp-mount`) in the
-//! list of mounts; others through fuser and fusermount3. Invariant: a failed attempt leaves nothing mounted.
+//! Depends on `device`, `link` and `fs`. Invariants: a failed attempt leaves nothing mounted that was not there before; a
+//! mount that a supervisor is to keep is in its care before anybody can use it.
 
-use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{MountOption, Session, SessionACL};
-use rustix::mount::MountFlags;
+use fuser::{MountOption, Session};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::device::{self, Notification};
+use super::link::{Kept, Link, MOST_CHANNELS};
 use super::{MountError, mountinfo, unmount};
 use crate::config::MountConfig;
 use crate::fs::{FsOptions, SwampFs, session_config};
 use crate::sync::engine::Engine;
+use crate::tree::ROOT;
+use crate::volume::Notice;
 
 /// How long the mount may take to answer after it was made.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,37 +32,37 @@ pub(super) struct Kernel {
     pub ended: oneshot::Receiver<()>,
 }
 
-/// Mounts, and waits until it answers.
-pub(super) async fn mount(config: &MountConfig, path: &Path, engine: &Arc<Engine>) -> Result<Kernel, MountError> {
+/// Mounts, or takes the mount of the worker before over, and waits until it answers.
+pub(super) async fn mount(
+    config: &MountConfig,
+    path: &Path,
+    engine: &Arc<Engine>,
+    link: Option<&mut Link>,
+) -> Result<Kernel, MountError> {
     let failed = |reason: String| MountError::Fuse { mountpoint: path.to_owned(), reason };
     let options = session_options(config);
     let passthrough = config.passthrough && survive_leases();
     let fs = SwampFs::new(Arc::clone(engine), Handle::current(), passthrough);
     let at = path.to_owned();
-    let session = tokio::task::spawn_blocking(move || {
-        if rustix::process::geteuid().is_root() {
-            mount_as_root(fs, &at, &options)
-        } else {
-            Session::new(fs, &at, &options)
-        }
+    let (resumed, socket) = match link {
+        Some(link) => (link.kept.take(), Some(link.socket.try_clone().map_err(|e| failed(e.to_string()))?)),
+        None => (None, None),
+    };
+    let fresh = resumed.is_none();
+    let connected = tokio::task::spawn_blocking(move || match resumed {
+        Some(kept) => take_over(&kept, &fs, &options),
+        None => connect(&at, &fs, &options, socket.as_ref()),
     });
-    let session = session.await.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(in_words(&e)))?;
-    engine.attach_notifier(session.notifier());
-    let mut session = session.spawn().map_err(|e| failed(e.to_string()))?;
-    let (sender, ended) = oneshot::channel();
-    let guard = std::mem::replace(&mut session.guard, std::thread::spawn(|| Ok(())));
-    // fuser would unmount by path when this is dropped, whatever is mounted there by then; we unmount by device.
-    std::mem::forget(session);
-    std::thread::spawn(move || {
-        match guard.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!("the kernel session ended: {error}"),
-            Err(_) => tracing::error!("the kernel session panicked"),
+    let connected = connected.await.map_err(|e| failed(e.to_string()))?;
+    let Connected { device, sessions } = connected.map_err(|e| failed(in_words(&e)))?;
+    if let Some(session) = sessions.first() {
+        engine.attach_notifier(session.notifier());
+        if !fresh {
+            // Older kernels cannot be told to look everything up again, but every path begins here.
+            engine.tell_kernel(names_at_root(engine));
         }
-        // Nobody waits any more when the process is ending anyway.
-        let _ending = sender.send(());
-    });
-    let device = mountinfo::at(path).map_err(|e| failed(e.to_string()))?.map(|mounted| mounted.device);
+    }
+    let ended = serve(sessions).map_err(|e| failed(e.to_string()))?;
     let at = path.to_owned();
     let answer = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(move || std::fs::metadata(at))).await;
     let problem = match answer {
@@ -69,10 +71,113 @@ pub(super) async fn mount(config: &MountConfig, path: &Path, engine: &Arc<Engine
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("it did not answer within {} s", PATIENCE.as_secs()),
     };
-    if let Err(error) = unmount::detach(path, device.as_deref()) {
+    if fresh && let Err(error) = unmount::detach(path, device.as_deref()) {
         tracing::error!("{error}");
     }
     Err(failed(format!("the mount does not answer: {problem}")))
+}
+
+/// A connection with a session on each of its channels.
+struct Connected {
+    device: Option<String>,
+    sessions: Vec<Session<SwampFs>>,
+}
+
+fn connect(
+    path: &Path,
+    fs: &SwampFs,
+    options: &fuser::Config,
+    supervisor: Option<&OwnedFd>,
+) -> std::io::Result<Connected> {
+    let first = device::mount(path, options)?;
+    let connected = introduce(path, first, fs, options, supervisor);
+    if connected.is_err()
+        && let Err(error) = unmount::detach(path, None)
+    {
+        tracing::error!("{error}");
+    }
+    connected
+}
+
+/// The first sessions of a connection: one of them answers the kernel's INIT.
+fn introduce(
+    path: &Path,
+    first: OwnedFd,
+    fs: &SwampFs,
+    options: &fuser::Config,
+    supervisor: Option<&OwnedFd>,
+) -> std::io::Result<Connected> {
+    let init = device::read_init(&first)?;
+    let mut channels = vec![first];
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).min(MOST_CHANNELS);
+    while channels.len() < threads {
+        channels.push(device::clone(&channels[0])?);
+    }
+    let device = mountinfo::at(path)?.map(|mounted| mounted.device);
+    let kept = Kept { path: path.to_owned(), device: device.clone(), init, channels };
+    if let Some(supervisor) = supervisor {
+        if device::resends(&kept.init) {
+            super::link::keep(supervisor, &kept)?;
+        } else {
+            tracing::warn!("this kernel cannot keep a mount whose process crashed: Linux 6.9 can");
+        }
+    }
+    let mut sessions = Vec::with_capacity(threads);
+    for channel in &kept.channels {
+        let (session, answer) = device::session(fs.clone(), &kept.init, channel, options)?;
+        if sessions.is_empty() {
+            rustix::io::write(channel, &answer)?;
+        }
+        sessions.push(session);
+    }
+    Ok(Connected { device, sessions })
+}
+
+/// Sessions on a connection that the kernel has introduced itself on to another process.
+fn take_over(kept: &Kept, fs: &SwampFs, options: &fuser::Config) -> std::io::Result<Connected> {
+    let sessions = kept.channels.iter().map(|channel| device::session(fs.clone(), &kept.init, channel, options));
+    let sessions = sessions.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|(session, _)| session).collect();
+    if let Some(channel) = kept.channels.first() {
+        for notification in [Notification::IncreaseEpoch, Notification::Resend] {
+            // Without a connection (somebody unmounted) the sessions end at once, which is noticed.
+            if let Err(error) = device::notify(channel.as_fd(), notification) {
+                tracing::debug!(?notification, %error, "kernel notification");
+            }
+        }
+    }
+    Ok(Connected { device: kept.device.clone(), sessions })
+}
+
+/// Starts the sessions; what is returned comes when all have ended.
+fn serve(sessions: Vec<Session<SwampFs>>) -> std::io::Result<oneshot::Receiver<()>> {
+    let mut guards = Vec::with_capacity(sessions.len());
+    for session in sessions {
+        let mut session = session.spawn()?;
+        guards.push(std::mem::replace(&mut session.guard, std::thread::spawn(|| Ok(()))));
+    }
+    let (sender, ended) = oneshot::channel();
+    std::thread::spawn(move || {
+        for guard in guards {
+            match guard.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!("the kernel session ended: {error}"),
+                Err(_) => tracing::error!("the kernel session panicked"),
+            }
+        }
+        // Nobody waits any more when the process is ending anyway.
+        let _ending = sender.send(());
+    });
+    Ok(ended)
+}
+
+fn names_at_root(engine: &Engine) -> Vec<Notice> {
+    match engine.volume().list(ROOT) {
+        Ok(names) => names.into_iter().map(|entry| Notice::Entry { parent: ROOT, name: entry.name.into() }).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "the root cannot be listed");
+            Vec::new()
+        }
+    }
 }
 
 /// Passthrough asks for leases on files to learn whether they are still in use; somebody who opens one at that moment makes
@@ -102,47 +207,6 @@ fn session_options(config: &MountConfig) -> fuser::Config {
         if wanted && !session.mount_options.contains(&option) {
             session.mount_options.push(option);
         }
-    }
-    session.n_threads = Some(std::thread::available_parallelism().map_or(2, |n| n.get()));
-    session.clone_fd = true;
-    session
-}
-
-fn mount_as_root(fs: SwampFs, path: &Path, config: &fuser::Config) -> std::io::Result<Session<SwampFs>> {
-    let device = File::options().read(true).write(true).open("/dev/fuse")?;
-    let mut flags = MountFlags::empty();
-    let mut source = String::from("swamp-mount");
-    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", device.as_raw_fd());
-    for option in &config.mount_options {
-        match option {
-            MountOption::FSName(name) => source.clone_from(name),
-            MountOption::DefaultPermissions => data.push_str(",default_permissions"),
-            MountOption::CUSTOM(option) => {
-                data.push(',');
-                data.push_str(option);
-            }
-            MountOption::RO => flags |= MountFlags::RDONLY,
-            MountOption::NoDev => flags |= MountFlags::NODEV,
-            MountOption::NoSuid => flags |= MountFlags::NOSUID,
-            MountOption::NoExec => flags |= MountFlags::NOEXEC,
-            MountOption::NoAtime => flags |= MountFlags::NOATIME,
-            MountOption::DirSync => flags |= MountFlags::DIRSYNC,
-            MountOption::Sync => flags |= MountFlags::SYNCHRONOUS,
-            // The type is ours anyway, and the others are how a mount is without them.
-            _ => {}
-        }
-    }
-    if !matches!(config.acl, SessionACL::Owner) {
-        data.push_str(",allow_other");
-    }
-    let data = std::ffi::CString::new(data)?;
-    rustix::mount::mount(source.as_str(), path, mountinfo::OUR_TYPE, flags, data.as_c_str())?;
-    let session = Session::from_fd(fs, OwnedFd::from(device), config.acl, config.clone());
-    if session.is_err()
-        && let Err(error) = unmount::detach(path, None)
-    {
-        tracing::error!("{error}");
     }
     session
 }

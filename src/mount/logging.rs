@@ -36,6 +36,15 @@ impl FormatTime for Utc {
     }
 }
 
+/// Writes one line to stderr in the form of the log: for a process that serves nothing and so has no log of its own.
+pub(super) fn line(level: &str, text: &str) {
+    let mut line = String::new();
+    // Formatting into a string does not fail.
+    if Utc.format_time(&mut Writer::new(&mut line)).is_ok() {
+        eprintln!("{line} {level:>5} swamp_mount::mount::supervisor: {text}");
+    }
+}
+
 /// Who speaks: a command tells only what went wrong, a mount also what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Voice {

@@ -1,4 +1,4 @@
-//! The life of a mount: background start, checks, the lock on the cache root, control socket, signals, and its end.
+//! The life of a mount: background start, supervisor, checks, the lock on the cache root, control socket, signals, and its end.
 //!
 //! May depend on everything but `cli`. Invariants: one process holds a cache root, from before its engine starts until
 //! after it closed; a failed start leaves nothing mounted; whatever ends a mount, data that is not in the bucket is
@@ -8,11 +8,13 @@ pub mod busy;
 pub mod client;
 pub mod control;
 pub mod daemon;
+mod device;
 mod error;
 mod finish;
 pub mod headless;
 pub mod instance;
 mod kernel;
+mod link;
 pub mod logging;
 pub mod mountinfo;
 pub mod mountpoint;
@@ -20,6 +22,7 @@ pub mod registry;
 pub mod session;
 mod signals;
 pub mod store;
+pub mod supervisor;
 pub mod unmount;
 
 pub use error::MountError;

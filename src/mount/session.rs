@@ -16,13 +16,17 @@ use super::finish::{EndRequest, Patience, Running};
 use super::headless::held_in_words;
 use super::instance::Instance;
 use super::kernel::{self, Kernel};
+use super::link::Link;
 use super::logging::{self, Voice};
+use super::mountpoint::{self, Mountpoint};
 use super::registry::Registration;
 use super::signals::{Ending, Signals};
+use super::supervisor::visible_pid;
 use super::unmount::UnmountError;
-use super::{End, MountError, mountpoint, store, unmount};
+use super::{End, MountError, store, unmount};
 use crate::config::{EngineConfig, MountConfig, StoreConfig};
 use crate::sync::engine::{Engine, EngineOptions};
+use crate::tree::Incarnation;
 
 /// How long a mountpoint may be busy for a moment (an indexer, a shell's prompt) before it counts as in use.
 const BUSY_PATIENCE: Duration = Duration::from_secs(1);
@@ -30,10 +34,10 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the kernel session may take to end after the unmount.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Mounts, serves, and returns when everything has ended.
-pub fn run(config: &MountConfig, reporter: &mut Reporter) -> Result<End, MountError> {
+/// Mounts, serves, and returns when everything has ended. With a link to a supervisor it may take a mount over instead.
+pub fn run(config: &MountConfig, reporter: &mut Reporter, mut link: Option<Link>) -> Result<End, MountError> {
     let runtime = runtime()?;
-    let end = runtime.block_on(serve(config, reporter));
+    let end = runtime.block_on(serve(config, reporter, link.as_mut()));
     runtime.shutdown_timeout(Duration::from_secs(2));
     end
 }
@@ -58,7 +62,12 @@ pub fn log_path(config: &MountConfig) -> PathBuf {
     config.log_file.clone().unwrap_or_else(|| config.cache.root.join("mount.log"))
 }
 
-pub(super) fn engine_options(root: &Path, store: &StoreConfig, engine: &EngineConfig) -> EngineOptions {
+pub(super) fn engine_options(
+    root: &Path,
+    store: &StoreConfig,
+    engine: &EngineConfig,
+    incarnation: Incarnation,
+) -> EngineOptions {
     EngineOptions {
         cache_root: root.to_owned(),
         read_only: engine.read_only,
@@ -75,20 +84,28 @@ pub(super) fn engine_options(root: &Path, store: &StoreConfig, engine: &EngineCo
         key_prefix_len: store.key_prefix_len(),
         cache_size: engine.cache_size,
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        incarnation,
     }
 }
 
-async fn serve(config: &MountConfig, reporter: &mut Reporter) -> Result<End, MountError> {
-    let mut signals = Signals::listen().map_err(MountError::system("listen to signals"))?;
+async fn serve(config: &MountConfig, reporter: &mut Reporter, mut link: Option<&mut Link>) -> Result<End, MountError> {
+    let signals = match &link {
+        Some(link) => Signals::from_supervisor(&link.socket),
+        None => Signals::listen(),
+    };
+    let mut signals = signals.map_err(MountError::system("listen to signals"))?;
+    let resumes = link.as_ref().is_some_and(|link| link.resumes());
+    let history = link.as_ref().map(|link| link.history.clone()).unwrap_or_default();
     let (path, instance, engine) = tokio::select! {
         biased;
-        prepared = prepare(config, reporter) => prepared?,
-        signal = signals.next() => {
+        prepared = prepare(config, reporter, link.as_deref()) => prepared?,
+        // Who takes a mount over ends it in order, when it has it.
+        signal = signals.next(), if !resumes => {
             return Err(MountError::Background(format!("ended by {} before the mount was ready", signal.name())));
         }
     };
-    let running = Running::new(Arc::clone(&engine), instance, signals, Some(&path), config.engine.read_only)?;
-    let kernel = match kernel::mount(config, &path, &engine).await {
+    let running = Running::new(Arc::clone(&engine), instance, signals, Some(&path), config.engine.read_only, &history)?;
+    let kernel = match kernel::mount(config, &path, &engine, link.as_deref_mut()).await {
         Ok(kernel) => kernel,
         Err(error) => {
             engine.close().await;
@@ -98,14 +115,17 @@ async fn serve(config: &MountConfig, reporter: &mut Reporter) -> Result<End, Mou
     engine.spawn_background();
     let registration = Registration::new(running.root(), &config.cache, &config.store, Some(&path));
     let mut mounted = Mounted { running, kernel, path };
-    let ready = chdir_to_root().and_then(|()| reporter.ready(&log_path(config)));
+    let ready = chdir_to_root().and_then(|()| reporter.ready(&log_path(config))).and_then(|()| match link {
+        Some(link) => link.ready(config).map_err(MountError::system("tell the supervisor")),
+        None => Ok(()),
+    });
     if let Err(error) = ready {
         mounted.take_off_for_good().await;
         let pushed = mounted.running.push(None, Patience::OneAttempt).await;
         mounted.running.end(pushed, registration).await;
         return Err(error);
     }
-    tracing::info!("mounted {} at {} (process {})", config.store, mounted.path.display(), std::process::id());
+    tracing::info!("mounted {} at {} (process {})", config.store, mounted.path.display(), visible_pid());
     let pushed = mounted.until_the_end().await;
     let end = mounted.running.end(pushed, registration).await;
     match &end {
@@ -125,8 +145,13 @@ async fn serve(config: &MountConfig, reporter: &mut Reporter) -> Result<End, Mou
 async fn prepare(
     config: &MountConfig,
     reporter: &mut Reporter,
+    link: Option<&Link>,
 ) -> Result<(PathBuf, Instance, Arc<Engine>), MountError> {
-    let checked = mountpoint::check(config)?;
+    let checked = match link.and_then(|link| link.kept.as_ref()) {
+        // It is mounted, and a look at it would wait for this process.
+        Some(kept) => Mountpoint { path: kept.path.clone(), notice: None },
+        None => mountpoint::check(config)?,
+    };
     let source = config.store.to_string();
     let instance = held_in_words(Instance::acquire(&config.cache, &source, Some(&checked.path)))?;
     if config.foreground && config.log_file.is_none() {
@@ -138,9 +163,11 @@ async fn prepare(
         reporter.notice(notice);
     }
     let datastore = store::open(&config.store).await?;
-    let options = engine_options(instance.root(), &config.store, &config.engine);
+    let incarnation = link.map(|link| link.incarnation).unwrap_or_default();
+    let options = engine_options(instance.root(), &config.store, &config.engine, incarnation);
     let engine = Engine::start(options, datastore.clone()).await?;
-    if engine.status().offline_since.is_none()
+    if incarnation.number == 0
+        && engine.status().offline_since.is_none()
         && let Some(warning) = store::foreign_owner(&datastore).await
     {
         tracing::warn!("{warning}");

@@ -17,6 +17,7 @@ use super::status::{Pending, Problem, Status, TimedError};
 use super::{FlushError, SyncError};
 use crate::datastore::{Datastore, Flavour, format_nanos, now_nanos};
 use crate::store::ObjectStore;
+use crate::tree::Incarnation;
 use crate::volume::{Volume, VolumeOptions};
 
 /// How many read errors and conflicts `status` remembers.
@@ -57,6 +58,8 @@ pub struct EngineOptions {
     pub cache_size: Option<u64>,
     /// This machine's name.
     pub host: String,
+    /// Which process of the mount this is.
+    pub incarnation: Incarnation,
 }
 
 #[derive(Default)]
@@ -114,6 +117,7 @@ impl Engine {
             read_only: options.read_only,
             cache_size: options.cache_size,
             host: options.host.clone(),
+            incarnation: options.incarnation,
             flavour: Flavour::of(&*store),
             namespace: datastore.namespace().cloned(),
             started_at: now_nanos(),
@@ -142,7 +146,11 @@ impl Engine {
             tasks: Mutex::default(),
         });
         crate::fail_point!("start.before_refresh");
-        if let Err(error) = engine.refresh().await {
+        let has_base = engine.volume.base().record.is_some_and(|r| !r.parts.is_empty());
+        if engine.options.incarnation.number > 0 && has_base {
+            // Programs wait for the one that comes after a crash: the background asks the bucket.
+            engine.lost_contact.notify_one();
+        } else if let Err(error) = engine.refresh().await {
             let has_base = engine.volume.base().record.is_some_and(|r| !r.parts.is_empty());
             match (error.is_offline(), has_base) {
                 (true, true) => tracing::warn!(%error, "starting without the bucket"),

@@ -10,6 +10,8 @@ mod node;
 
 pub use node::{Content, Ino, Node, NodeData, Remote};
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use node::Place;
 
 use crate::cache::rows::Kind;
@@ -20,23 +22,55 @@ pub const ROOT: Ino = Ino(1);
 /// The place of the root directory.
 const ROOT_PLACE: Place = 0;
 
+/// Which process of a mount this is. One may follow another on the same mount, and no inode number is used twice there.
+#[derive(Clone, Copy, Debug)]
+pub struct Incarnation {
+    /// How many came before.
+    pub number: u32,
+    /// The highest generation in any of their inode numbers, and in ours.
+    pub generations: &'static AtomicU32,
+    /// Whether another one may come after this.
+    pub may_be_followed: bool,
+}
+
+impl Default for Incarnation {
+    /// The only one.
+    fn default() -> Self {
+        static ALONE: AtomicU32 = AtomicU32::new(0);
+        Self { number: 0, generations: &ALONE, may_be_followed: false }
+    }
+}
+
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
     /// By place. What is neither linked, nor known to the kernel, nor open is free.
     nodes: Vec<Node>,
     free: Vec<Place>,
+    /// The generation of a new place.
+    first: u32,
+    incarnation: Incarnation,
 }
 
 impl Default for Tree {
     fn default() -> Self {
-        let mut root = Node::new(ROOT_PLACE, 0, "", NodeData::Dir);
-        root.explicit = true;
-        Self { nodes: vec![root], free: Vec::new() }
+        Self::new(Incarnation::default())
     }
 }
 
 impl Tree {
+    /// The root of a mount, which keeps its number in every process; all other numbers were never used before.
+    pub fn new(incarnation: Incarnation) -> Self {
+        let mut root = Node::new(ROOT_PLACE, 0, "", NodeData::Dir);
+        root.explicit = true;
+        let first = match incarnation.number {
+            0 => 0,
+            _ => incarnation.generations.load(Ordering::Relaxed).saturating_add(1),
+        };
+        incarnation.generations.fetch_max(first, Ordering::Relaxed);
+        Self { nodes: vec![root], free: Vec::new(), first, incarnation }
+    }
+
     fn place(&self, ino: Ino) -> Option<Place> {
         let (place, generation) = ino.place()?;
         self.nodes.get(place as usize).is_some_and(|node| node.generation == generation).then_some(place)
@@ -151,7 +185,7 @@ impl Tree {
             }
             None => {
                 let place = self.nodes.len() as Place;
-                self.nodes.push(Node::new(parent, 0, name, data));
+                self.nodes.push(Node::new(parent, self.first, name, data));
                 place
             }
         };
@@ -268,6 +302,7 @@ impl Tree {
         // From now on nobody finds it by its number. A place whose numbers are used up is not used again.
         if let Some(next) = node.generation.checked_add(1) {
             node.generation = next;
+            self.incarnation.generations.fetch_max(next, Ordering::Relaxed);
             self.free.push(place);
         }
     }

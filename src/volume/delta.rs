@@ -9,7 +9,7 @@ use super::inner::Inner;
 use super::live::{LiveContent, Stable};
 use super::{Result, VolumeError};
 use crate::cache::ContentId;
-use crate::cache::rows::{CommittedRow, ContentRow, Delta, DeltaRow, NodeRow, PendingDelete, Version};
+use crate::cache::rows::{AnsweredRow, CommittedRow, ContentRow, Delta, DeltaRow, NodeRow, PendingDelete, Version};
 use crate::tree::{Ino, ROOT};
 
 /// Row changes of one operation; the last word on a path counts.
@@ -21,6 +21,7 @@ pub(super) struct Changes {
     pending_deletes: HashMap<String, Option<PendingDelete>>,
     committed: HashMap<String, Option<CommittedRow>>,
     base: Option<crate::cache::saved_base::BaseRecord>,
+    pub(super) answers: Option<AnsweredRow>,
     versions: Vec<(Arc<LiveContent>, Version)>,
     carried: Vec<(Arc<LiveContent>, Stable)>,
 }
@@ -184,7 +185,12 @@ impl Inner {
         if let Some(record) = &changes.base {
             tx.set_meta("base", record)?;
         }
-        Ok(tx.commit()?)
+        if let Some(row) = &changes.answers {
+            tx.set_answered(self.next_answer % super::answered::REMEMBERED, row)?;
+        }
+        tx.commit()?;
+        self.next_answer += u64::from(changes.answers.is_some());
+        Ok(())
     }
 
     /// The delta of a file that is at `path` from now on; `None` for a name that stays local.

@@ -56,6 +56,9 @@ pub(super) struct Inner {
     pub live: HashMap<ContentId, Arc<LiveContent>>,
     pub next_content: u64,
     pub next_generation: u64,
+    /// Requests that the process before this one carried out: their paths by number.
+    pub answered: HashMap<u64, String>,
+    pub next_answer: u64,
     /// Contents that no row names any more; their files go once that is durable.
     pub doomed: Vec<ContentId>,
     /// What every content takes on the disk, and which was opened last.
@@ -73,6 +76,12 @@ impl Inner {
             Some(reason) => Err(VolumeError::ReadOnly(reason.clone())),
             None => Ok(()),
         }
+    }
+
+    /// A name in a directory. One that a process before this one told the kernel of is stale.
+    pub fn child(&self, parent: Ino, name: &str) -> Result<Ino> {
+        self.tree.get(parent).ok_or(VolumeError::Stale)?;
+        self.tree.child(parent, name).ok_or(VolumeError::NotFound)
     }
 
     pub fn new_generation(&mut self) -> u64 {

@@ -13,11 +13,11 @@ use super::delta::Changes;
 use super::inner::{Base, Inner, Stamp};
 use super::space::Space;
 use super::{Result, Volume};
-use crate::cache::rows::{ContentRow, Delta, DeltaRow, Kind, NodeRow};
+use crate::cache::rows::{AnsweredRow, ContentRow, Delta, DeltaRow, Kind, NodeRow};
 use crate::cache::saved_base::{self, BaseRecord};
 use crate::cache::{ContentId, Contents, StateDb, reference::ReferenceCache};
 use crate::datastore::{Flavour, Index, Namespace, RelPath, Seen};
-use crate::tree::{Content, Ino, NodeData, Remote, Tree};
+use crate::tree::{Content, Incarnation, Ino, NodeData, Remote, Tree};
 
 /// How a volume is opened.
 #[derive(Clone, Debug)]
@@ -42,6 +42,8 @@ pub struct VolumeOptions {
     pub flavour: Flavour,
     /// Namespace whose directory holds the files of `cache/`.
     pub namespace: Option<Namespace>,
+    /// Which process of the mount this is.
+    pub incarnation: Incarnation,
     /// When the mount began, ns since the epoch: the mtime of directories that nobody touched.
     pub started_at: i64,
 }
@@ -52,13 +54,14 @@ impl Volume {
     /// # Errors
     /// When the directory or state.db cannot be used.
     pub fn load(options: VolumeOptions) -> Result<Self> {
-        let db = StateDb::open(&options.root)?;
+        let mut db = StateDb::open(&options.root)?;
         let contents = Contents::open(&options.root)?;
         let reference = ReferenceCache::open(&options.root, options.flavour, options.namespace.as_ref())?;
         let base = load_base(&options, &db)?;
         let loaded = db.load()?;
         let stamp = db.meta("reference")?;
 
+        let answered = take_answered(&mut db, options.incarnation)?;
         let ids = contents.ids()?;
         // Also the ids of rows that are forgotten below: one id never stands for two contents.
         let known = loaded.contents.iter().map(|(id, _)| *id).chain(loaded.nodes.iter().filter_map(|n| n.content));
@@ -67,7 +70,7 @@ impl Volume {
             contents: &contents,
             rows: loaded.contents.into_iter().collect(),
             deltas: loaded.deltas.into_iter().collect(),
-            tree: Tree::default(),
+            tree: Tree::new(options.incarnation),
             base: &base.index,
             shadowed: BTreeMap::new(),
             blocked: Vec::new(),
@@ -93,6 +96,8 @@ impl Volume {
             content_rows: rows,
             pending_deletes: loaded.pending_deletes.into_iter().collect(),
             committed: loaded.committed.into_iter().collect(),
+            next_answer: answered.iter().map(|(slot, _)| slot + 1).max().unwrap_or(0),
+            answered: answered.into_iter().map(|(_, row)| (row.request, row.path)).collect(),
             live: HashMap::new(),
             doomed: Vec::new(),
             space: Space::default(),
@@ -198,6 +203,18 @@ impl Volume {
         crate::fail_point!("unmount.before_checkpoint");
         Ok(self.lock().db.checkpoint()?)
     }
+}
+
+/// What the process before this one on the same mount carried out; numbers of another mount mean nothing.
+fn take_answered(db: &mut StateDb, incarnation: Incarnation) -> Result<Vec<(u64, AnsweredRow)>> {
+    let answered = db.answered()?;
+    if incarnation.number > 0 || answered.is_empty() {
+        return Ok(answered);
+    }
+    let tx = db.begin()?;
+    tx.clear_answered()?;
+    tx.commit()?;
+    Ok(Vec::new())
 }
 
 fn load_base(options: &VolumeOptions, db: &StateDb) -> Result<Base> {

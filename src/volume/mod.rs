@@ -7,6 +7,7 @@
 //! held across a network wait or a kernel notification.
 
 mod ahead;
+mod answered;
 mod attributes;
 mod committed;
 mod conflict;
@@ -29,6 +30,7 @@ mod space;
 mod unseen;
 
 pub use ahead::FileAhead;
+pub use answered::answering;
 pub use attributes::{SetAttributes, Stat};
 pub use committed::Undone;
 pub use error::VolumeError;

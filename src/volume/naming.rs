@@ -133,7 +133,7 @@ impl Volume {
         let (gid, mode) = self.inherit_group(&inner, parent, gid, mode, true);
         let mut attrs = Self::new_attrs(mode, uid, gid);
         attrs.mtime = attrs.ctime;
-        let mut changes = Changes::default();
+        let mut changes = Changes::answering(&path);
         changes.node(&path, Some(NodeRow { path: path.clone(), kind: Kind::Dir, content: None, attrs: attrs.clone() }));
         self.with_room(&mut inner, |inner| inner.commit(changes.clone()))?;
         let ino = inner.tree.insert(parent, name, NodeData::Dir);
@@ -167,7 +167,7 @@ impl Volume {
         let id = inner.new_content_id();
         let file = self.contents.create(id)?;
         let row = ContentRow::changed();
-        let mut changes = Changes::default();
+        let mut changes = Changes::answering(&path);
         let commit = |inner: &mut Inner| -> Result<()> {
             file.write_all_at(bytes, 0).map_err(VolumeError::content("write"))?;
             changes.content(id, Some(row));
@@ -259,13 +259,13 @@ impl Volume {
     pub fn unlink(&self, parent: Ino, name: &str) -> Result<()> {
         let mut inner = self.lock();
         inner.writable()?;
-        let ino = inner.tree.child(parent, name).ok_or(VolumeError::NotFound)?;
+        let ino = inner.child(parent, name)?;
         if inner.tree.kind(ino) == Some(Kind::Dir) {
             return Err(VolumeError::IsDir);
         }
         let path = inner.tree.path(ino).ok_or(VolumeError::NotFound)?;
         self.reference.unlink(&path);
-        let mut changes = Changes::default();
+        let mut changes = Changes::answering(&path);
         let row = if Inner::is_synced(&path) { inner.removal_row(&path) } else { None };
         changes.delta(&path, row);
         changes.node(&path, None);
@@ -293,7 +293,7 @@ impl Volume {
     pub fn rmdir(&self, parent: Ino, name: &str) -> Result<Vec<Notice>> {
         let mut inner = self.lock();
         inner.writable()?;
-        let ino = inner.tree.child(parent, name).ok_or(VolumeError::NotFound)?;
+        let ino = inner.child(parent, name)?;
         let node = inner.tree.get(ino).ok_or(VolumeError::NotFound)?;
         match node.is_dir() {
             false => return Err(VolumeError::NotDir),
@@ -301,7 +301,7 @@ impl Volume {
             true => {}
         }
         let path = inner.tree.path(ino).ok_or(VolumeError::NotFound)?;
-        let mut changes = Changes::default();
+        let mut changes = Changes::answering(&path);
         changes.node(&path, None);
         inner.keep_directory(parent, ino, &mut changes);
         inner.commit(changes)?;

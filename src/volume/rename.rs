@@ -46,7 +46,7 @@ impl Volume {
     ) -> Result<Vec<Notice>> {
         let mut inner = self.lock();
         let to_path = self.check_new_name(&inner, new_parent, new_name)?;
-        let ino = inner.tree.child(parent, name).ok_or(VolumeError::NotFound)?;
+        let ino = inner.child(parent, name)?;
         let from_path = inner.tree.path(ino).ok_or(VolumeError::NotFound)?;
         let target = inner.tree.child(new_parent, new_name);
         if inner.tree.is_within(new_parent, ino) {
@@ -119,7 +119,7 @@ impl Volume {
             self.sync_unsynced(inner, &moved)?;
         }
         let old_parent = inner.tree.parent(ino).ok_or(VolumeError::Stale)?;
-        let mut changes = Changes::default();
+        let mut changes = Changes::answering(to);
         let mut dropped = None;
         if let Some(target) = target {
             dropped = inner.tree.get(target).and_then(|n| n.content()).and_then(|c| c.id);
@@ -218,7 +218,7 @@ impl Volume {
         let mut moved = self.moved(inner, a.0, a.1, b.1)?;
         moved.extend(self.moved(inner, b.0, b.1, a.1)?);
         self.sync_unsynced(inner, &moved)?;
-        let mut changes = Changes::default();
+        let mut changes = Changes::answering(b.1);
         // All old rows go before any new one is written: both sides use the same paths.
         for (ino, _) in [a, b] {
             Self::forget_directory_rows(inner, ino, &mut changes);

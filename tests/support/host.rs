@@ -57,6 +57,7 @@ impl Host {
             key_prefix_len: 0,
             cache_size: None,
             host: self.name.clone(),
+            incarnation: Default::default(),
         }
     }
 

@@ -328,6 +328,12 @@ impl Mount<'_> {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
+    /// The same; nothing while nobody answers.
+    pub fn try_status(&self) -> Option<Value> {
+        let output = self.machine.run(&["status", path_str(&self.machine.mountpoint()), "--json"]);
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
     /// `swamp-mount flush`.
     pub fn flush(&self) -> Output {
         self.machine.run(&["flush", path_str(&self.machine.mountpoint())])
@@ -349,6 +355,13 @@ impl Mount<'_> {
         output.status.code().expect("not killed")
     }
 
+    /// `kill -9` of the process that does the work; the supervisor stays.
+    pub fn crash(&self) {
+        let worker = self.status()["worker_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+        let worker = rustix::process::Pid::from_raw(worker).expect("a pid");
+        rustix::process::kill_process(worker, rustix::process::Signal::KILL).expect("killed");
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("running").id()
@@ -360,11 +373,13 @@ impl Mount<'_> {
         eventually("the daemon's end", || child.try_wait().expect("waited")).code()
     }
 
-    /// `kill -9`. The dead mount stays, as after a crash.
+    /// `kill -9` of the daemon, which takes its worker along. The dead mount stays, as after a crash.
     pub fn kill(mut self) {
         if let Some(mut child) = self.child.take() {
+            let workers = children(child.id());
             child.kill().expect("killed");
             child.wait().expect("reaped");
+            wait_for_end(&workers);
         }
     }
 }
@@ -372,15 +387,31 @@ impl Mount<'_> {
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
+            let workers = children(child.id());
             detach(&self.machine.mountpoint());
             // Already gone is fine; what matters is that it is gone afterwards.
             let _ = child.kill();
             let _ = child.wait();
+            if !std::thread::panicking() {
+                wait_for_end(&workers);
+            }
             if std::thread::panicking() {
                 eprintln!("---- log of the mount ----\n{}", self.machine.log());
             }
         }
     }
+}
+
+fn children(pid: u32) -> Vec<String> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The kernel kills a worker with its supervisor, a moment later; nobody may find it at work then.
+fn wait_for_end(workers: &[String]) {
+    let alive = |stat: String| stat.contains("(swamp-mount)") && !stat.contains(") Z ");
+    let at_work = |pid: &String| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(alive);
+    eventually("the worker's end", || (!workers.iter().any(at_work)).then_some(()));
 }
 
 fn path_str(path: &Path) -> &str {
