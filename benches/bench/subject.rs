@@ -65,6 +65,7 @@ impl Subject {
             Self::SwampPassthrough => swamp(&["--passthrough"]),
             Self::SwampReadOnly => swamp(&["--read-only"]),
             Self::Rclone => {
+                // Its own time before it writes back (5 s) stays: it is what a user waits for.
                 let mut command = Command::new("rclone");
                 command.args(["mount", "--vfs-cache-mode", "full", "--dir-cache-time", "1h", "--config", "/dev/null"]);
                 command.args(["--s3-provider", "Other", "--s3-env-auth", "--s3-endpoint", &lab.server.endpoint()]);

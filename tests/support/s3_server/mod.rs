@@ -164,6 +164,7 @@ fn name(parts: &Parts) -> (&'static str, String) {
     let operation = match (parts.method.as_str(), key.is_empty()) {
         ("GET", true) if has("list-type") => "ListObjectsV2",
         ("GET", true) if has("uploads") => "ListMultipartUploads",
+        ("GET", true) if query.is_empty() || has("prefix") || has("delimiter") => "ListObjects",
         ("GET", false) => "GetObject",
         ("HEAD", false) => "HeadObject",
         ("PUT", false) if has("uploadId") && copies => "UploadPartCopy",

@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
-use super::super::server::{Shared, State, StoredObject, hex, md5};
+use super::super::server::{Page, Shared, State, StoredObject, hex, md5};
 use super::conditions::{Conditions, Unmet};
 use super::{BUCKET, IgnoreConditions, Uploads, lock};
 
@@ -106,6 +106,27 @@ fn url_encode(text: &str) -> String {
         .collect()
 }
 
+/// How many names a listing may have on a page.
+fn page_limit(asked: Option<i32>) -> usize {
+    asked.map_or(1000, |keys| usize::try_from(keys).unwrap_or(0)).min(1000)
+}
+
+/// A page of a listing as the protocol has it.
+fn listed(state: &State, page: &Page, encode: &dyn Fn(&str) -> String) -> (ObjectList, CommonPrefixList) {
+    let object = |key: &String| {
+        let object = &state.objects[key];
+        Object {
+            key: Some(encode(key)),
+            size: length(object.bytes.len()),
+            e_tag: strong(&object.etag),
+            last_modified: Some(modified(object)),
+            ..Default::default()
+        }
+    };
+    let prefix = |prefix: &String| CommonPrefix { prefix: Some(encode(prefix)) };
+    (page.names.iter().map(object).collect(), page.prefixes.iter().map(prefix).collect())
+}
+
 fn source_key(source: &CopySource) -> S3Result<&str> {
     match source {
         CopySource::Bucket { bucket, key, .. } if &**bucket == BUCKET => Ok(key),
@@ -191,6 +212,42 @@ impl S3 for Bucket {
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
+    /// s3fs, and rclone for stores that it does not know, look for their bucket like this.
+    async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+        let _state = self.state(&request.input.bucket)?;
+        Ok(S3Response::new(HeadBucketOutput::default()))
+    }
+
+    /// rclone makes its bucket before it writes, and takes this for an answer.
+    async fn create_bucket(&self, request: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
+        let _state = self.state(&request.input.bucket)?;
+        Err(s3_error!(BucketAlreadyOwnedByYou))
+    }
+
+    /// The listing of the first version, which s3fs and rclone ask for.
+    async fn list_objects(&self, request: S3Request<ListObjectsInput>) -> S3Result<S3Response<ListObjectsOutput>> {
+        let input = request.input;
+        let state = self.state(&input.bucket)?;
+        let prefix = input.prefix.unwrap_or_default();
+        let limit = page_limit(input.max_keys);
+        let encode = |text: &str| if input.encoding_type.is_some() { url_encode(text) } else { text.to_owned() };
+        let page = state.list(&prefix, input.delimiter.as_deref(), input.marker.as_deref(), limit);
+        let (contents, common_prefixes) = listed(&state, &page, &encode);
+        Ok(S3Response::new(ListObjectsOutput {
+            name: Some(input.bucket),
+            contents: Some(contents),
+            common_prefixes: Some(common_prefixes),
+            is_truncated: Some(page.next.is_some()),
+            next_marker: page.next.as_deref().map(encode),
+            marker: input.marker.as_deref().map(encode),
+            prefix: Some(encode(&prefix)),
+            delimiter: input.delimiter.as_deref().map(encode),
+            max_keys: i32::try_from(limit).ok(),
+            encoding_type: input.encoding_type,
+            ..Default::default()
+        }))
+    }
+
     async fn list_objects_v2(
         &self,
         request: S3Request<ListObjectsV2Input>,
@@ -198,7 +255,7 @@ impl S3 for Bucket {
         let input = request.input;
         let state = self.state(&input.bucket)?;
         let prefix = input.prefix.unwrap_or_default();
-        let limit = input.max_keys.map_or(1000, |keys| usize::try_from(keys).unwrap_or(0)).min(1000);
+        let limit = page_limit(input.max_keys);
         let encode = |text: &str| if input.encoding_type.is_some() { url_encode(text) } else { text.to_owned() };
         // A token is the last key or common prefix in hexadecimal.
         let after = match &input.continuation_token {
@@ -206,22 +263,7 @@ impl S3 for Bucket {
             None => input.start_after.clone(),
         };
         let page = state.list(&prefix, input.delimiter.as_deref(), after.as_deref(), limit);
-        let contents: ObjectList = page
-            .names
-            .iter()
-            .map(|key| {
-                let object = &state.objects[key];
-                Object {
-                    key: Some(encode(key)),
-                    size: length(object.bytes.len()),
-                    e_tag: strong(&object.etag),
-                    last_modified: Some(modified(object)),
-                    ..Default::default()
-                }
-            })
-            .collect();
-        let common_prefixes: CommonPrefixList =
-            page.prefixes.iter().map(|prefix| CommonPrefix { prefix: Some(encode(prefix)) }).collect();
+        let (contents, common_prefixes) = listed(&state, &page, &encode);
         Ok(S3Response::new(ListObjectsV2Output {
             name: Some(input.bucket),
             key_count: i32::try_from(contents.len() + common_prefixes.len()).ok(),

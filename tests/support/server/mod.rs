@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::faults::{Action, Fault, Faults, Gate, Record};
 #[allow(unused_imports)] // Each protocol takes what it needs.
 pub use front::{Body, Call, Protocol, full};
-pub use state::{Metadata, State, StoredObject, hex, md5};
+pub use state::{Metadata, Page, State, StoredObject, hex, md5};
 
 /// What the server's tasks, its protocol and its owner share.
 #[derive(Debug, Default)]
