@@ -330,7 +330,8 @@ impl S3 for Bucket {
 
     async fn upload_part(&self, mut request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         let (bytes, digest) = read(request.input.body.take(), request.input.content_md5.as_deref()).await?;
-        let _state = self.state(&request.input.bucket)?;
+        let state = self.state(&request.input.bucket)?;
+        let bytes = state.zeros.as_ref().map_or(bytes.clone(), |zeros| zeros.slice(..bytes.len()));
         let mut uploads = lock(&self.uploads);
         let upload = uploads.get_mut(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
         upload.parts.insert(request.input.part_number, (bytes, digest));
@@ -370,19 +371,23 @@ impl S3 for Bucket {
         conditions(&request, "").check_write(state.objects.get(&request.input.key)).map_err(unmet)?;
         let named: Vec<_> = request.input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
         let mut digests = Vec::new();
-        let mut bytes = BytesMut::new();
+        let (mut size, mut bytes) = (0, BytesMut::new());
         for part in named {
             let stored = part.part_number.and_then(|number| upload.parts.get(&number));
             let (content, digest) = stored.ok_or_else(|| s3_error!(InvalidPart))?;
             if part.e_tag.map(ETag::into_value) != Some(hex(digest)) {
                 return Err(s3_error!(InvalidPart));
             }
-            bytes.extend_from_slice(content);
+            size += content.len();
+            if state.zeros.is_none() {
+                bytes.extend_from_slice(content);
+            }
             digests.push(*digest);
         }
+        let bytes = state.zeros.as_ref().map_or_else(|| bytes.freeze(), |zeros| zeros.slice(..size));
         // MD5 of the parts' MD5s, and their number.
         let etag = format!("{}-{}", hex(&md5(&digests.concat())), digests.len());
-        let object = state.put(&request.input.key, bytes.freeze(), etag, upload.metadata, upload.content_type);
+        let object = state.put(&request.input.key, bytes, etag, upload.metadata, upload.content_type);
         uploads.remove(&request.input.upload_id);
         Ok(S3Response::new(CompleteMultipartUploadOutput { e_tag: strong(&object.etag), ..Default::default() }))
     }

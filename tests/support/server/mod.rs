@@ -141,6 +141,17 @@ impl Server {
         self.shared.state().put(key, bytes, etag, metadata, None).etag
     }
 
+    /// Puts a large object of zeros, which take no memory until somebody writes to them.
+    pub fn put_zeros(&self, key: &str, size: usize) {
+        let etag = format!("{}-1", hex(&md5(key.as_bytes())));
+        self.shared.state().put(key, vec![0; size].into(), etag, Metadata::new(), None);
+    }
+
+    /// From now on uploads in parts, of at most so many bytes together, become zeros.
+    pub fn keep_sizes_only(&self, most: usize) {
+        self.shared.state().zeros = Some(vec![0; most].into());
+    }
+
     /// An object without a request.
     pub fn get_object(&self, key: &str) -> Option<StoredObject> {
         self.shared.state().objects.get(key).cloned()

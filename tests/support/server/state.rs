@@ -36,13 +36,15 @@ pub struct State {
     pub clock_offset: i64,
     /// Most bytes that one request of a copy does.
     pub copy_step: u64,
+    /// What stands for the bytes of uploads in parts, where only their sizes are kept.
+    pub zeros: Option<Bytes>,
     last_generation: i64,
 }
 
 impl Default for State {
     fn default() -> Self {
         let (objects, last_generation) = (BTreeMap::new(), 1_763_600_000_000_000);
-        Self { objects, clock_offset: 0, copy_step: u64::MAX, last_generation }
+        Self { objects, clock_offset: 0, copy_step: u64::MAX, zeros: None, last_generation }
     }
 }
 
