@@ -1,12 +1,14 @@
 //! The loads: what a program does to files, the same for every subject.
 //!
-//! Plain system calls through `std`. Invariant: a load reads and checks all that it was told to, so that a subject that
+//! Plain system calls through `std`, or the usual programs where the goal names them. Invariant: a load reads and checks all that it was told to, so that a subject that
 //! returns nothing quickly fails.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::Result;
 use super::lab::{SMALL, small_name};
@@ -29,6 +31,56 @@ pub fn walk(root: &Path, expected: usize) -> Result<()> {
         }
     }
     if found < expected { Err(format!("{found} files instead of {expected}").into()) } else { Ok(()) }
+}
+
+fn lines(program: &str, arguments: &[&str], root: &Path) -> Result<usize> {
+    let output = Command::new(program).arg(root).args(arguments).output()?;
+    if !output.status.success() {
+        return Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(output.stdout.iter().filter(|byte| **byte == b'\n').count())
+}
+
+fn at_least(found: usize, expected: usize) -> Result<()> {
+    if found < expected { Err(format!("{found} lines for {expected} files").into()) } else { Ok(()) }
+}
+
+/// `ls -R`, unsorted: names alone.
+pub fn list_names(root: &Path, expected: usize) -> Result<()> {
+    at_least(lines("ls", &["-R", "-U"], root)?, expected)
+}
+
+/// `find -type f`.
+pub fn find(root: &Path, expected: usize) -> Result<()> {
+    at_least(lines("find", &["-type", "f"], root)?, expected)
+}
+
+/// `du -s`; stats everything and says one line.
+pub fn disk_usage(root: &Path, _: usize) -> Result<()> {
+    at_least(lines("du", &["-s"], root)?, 1)
+}
+
+/// `ls -lR`.
+pub fn list_long(root: &Path, expected: usize) -> Result<()> {
+    at_least(lines("ls", &["-lR"], root)?, expected)
+}
+
+/// Looks at files that exist and at names that do not, in turn, for as long as `going` says; returns how long each took.
+/// The kernel may know the former; the latter it has to ask for.
+pub fn stat_loop(root: &Path, count: usize, going: impl Fn() -> bool) -> Vec<Duration> {
+    let mut random = fastrand::Rng::with_seed(11);
+    let mut times = Vec::new();
+    while going() {
+        let known = root.join(small_name(random.usize(0..count)));
+        let unknown = known.with_extension("absent");
+        for path in [known, unknown] {
+            let began = Instant::now();
+            // Whether it is there does not matter, only that there is an answer.
+            let _ = std::hint::black_box(path.symlink_metadata());
+            times.push(began.elapsed());
+        }
+    }
+    times
 }
 
 pub fn read_all(path: &Path, size: u64) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What is measured: a directory of this disk, swamp-mount with different options, rclone, s3fs.
+//! What is measured: a directory of this disk, swamp-mount with different options, rclone, s3fs, mountpoint-s3.
 //!
 //! Invariants: every mount is taken off and its process reaped when it is dropped; all state lies in one temporary directory.
 
@@ -10,9 +10,14 @@ use tempfile::TempDir;
 
 use super::Result;
 use super::lab::Lab;
+use super::process::Process;
+use super::report::is_peer;
 
 /// How long a mount may take to come or go.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The program that is measured.
+pub const SWAMP_MOUNT: &str = env!("CARGO_BIN_EXE_swamp-mount");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
@@ -26,9 +31,14 @@ pub enum Subject {
     SwampReadOnly,
     Rclone,
     S3fs,
+    MountpointS3,
 }
 
 impl Subject {
+    /// Everybody who plays in the rows with peers.
+    pub const SESSIONS: [Self; 6] =
+        [Self::Native, Self::Swamp, Self::SwampPassthrough, Self::Rclone, Self::S3fs, Self::MountpointS3];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -37,26 +47,29 @@ impl Subject {
             Self::SwampReadOnly => "swamp-ro",
             Self::Rclone => "rclone",
             Self::S3fs => "s3fs",
+            Self::MountpointS3 => "mount-s3",
         }
     }
 
     /// Whether it can run here.
     pub fn installed(self) -> bool {
-        let program = match self {
-            Self::Rclone => "rclone",
-            Self::S3fs => "s3fs",
-            _ => return true,
-        };
+        let program = self.name();
+        if !is_peer(program) {
+            return true;
+        }
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
     }
 
-    fn command(self, lab: &Lab, home: &Path, at: &Path) -> Option<Command> {
+    fn command(self, lab: &Lab, home: &Path, at: &Path, options: &[&str]) -> Option<Command> {
         let (bucket, cache) = (Lab::bucket(), home.join("cache"));
-        let swamp = |options: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_swamp-mount"));
-            command.args(["--foreground", "--refresh", "3600", "--flush-after", "3600", "--flush-max-age", "3600"]);
-            command.args(options).arg("--cache-dir").arg(&cache).arg(format!("s3://{bucket}")).arg(at);
+        let swamp = |own: &[&str]| {
+            let mut command = Command::new(SWAMP_MOUNT);
+            command.args(["--foreground", "--flush-after", "3600", "--flush-max-age", "3600"]).args(own).args(options);
+            if !options.contains(&"--refresh") {
+                command.args(["--refresh", "3600"]);
+            }
+            command.arg("--cache-dir").arg(&cache).arg(Lab::source()).arg(at);
             command
         };
         let mut command = match self {
@@ -78,6 +91,13 @@ impl Subject {
                 command.args(["-o", "use_path_request_style", "-o", &format!("use_cache={}", cache.display())]);
                 command
             }
+            Self::MountpointS3 => {
+                let mut command = Command::new("mount-s3");
+                command.arg(bucket).arg(at).args(["--foreground", "--allow-delete", "--allow-overwrite"]);
+                command.args(["--force-path-style", "--region", "us-east-1", "--endpoint-url", &lab.server.endpoint()]);
+                command.arg("--cache").arg(&cache);
+                command
+            }
         };
         // rclone refuses to start with a bundle of certificates from the environment.
         command.env_remove("AWS_CA_BUNDLE").envs(lab.server.env()).env("XDG_STATE_HOME", home.join("state"));
@@ -92,15 +112,20 @@ impl Subject {
 
     /// Mounts with an empty cache.
     pub fn mount(self, lab: &Lab) -> Result<Mounted> {
+        self.mount_with(lab, &[])
+    }
+
+    /// The same, with more options for swamp-mount.
+    pub fn mount_with(self, lab: &Lab, options: &[&str]) -> Result<Mounted> {
         let home = TempDir::with_prefix("swamp-bench.")?;
-        // s3fs checks that the cache exists; swamp-mount makes its own, private.
+        // Peers check that the cache exists; swamp-mount makes its own, private.
         let (at, cache) = (home.path().join("mnt"), home.path().join("cache"));
         std::fs::create_dir(&at)?;
-        if self == Self::S3fs {
+        if matches!(self, Self::S3fs | Self::MountpointS3) {
             std::fs::create_dir(&cache)?;
         }
         let mut mounted = Mounted { subject: self, home, at: at.clone(), child: None };
-        mounted.start(lab)?;
+        mounted.start(lab, options)?;
         Ok(mounted)
     }
 }
@@ -114,8 +139,9 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    fn start(&mut self, lab: &Lab) -> Result<()> {
-        let Some(mut command) = self.subject.command(lab, self.home.path(), &self.at) else { return Ok(()) };
+    fn start(&mut self, lab: &Lab, options: &[&str]) -> Result<()> {
+        let home = self.home.path();
+        let Some(mut command) = self.subject.command(lab, home, &self.at, options) else { return Ok(()) };
         let log = std::fs::File::create(self.home.path().join("log"))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = self.child.insert(command.spawn()?);
@@ -139,10 +165,20 @@ impl Mounted {
 
     /// `swamp-mount flush`.
     pub fn flush(&self) -> Result<()> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_swamp-mount"));
+        self.ask("flush").map(drop)
+    }
+
+    /// `swamp-mount status --json`.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let all: serde_json::Value = serde_json::from_slice(&self.ask("status --json")?)?;
+        Ok(all)
+    }
+
+    fn ask(&self, what: &str) -> Result<Vec<u8>> {
+        let mut command = Command::new(SWAMP_MOUNT);
         command.env("XDG_STATE_HOME", self.home.path().join("state"));
-        let output = command.arg("flush").arg(&self.at).output()?;
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
+        let output = command.args(what.split(' ')).arg(&self.at).output()?;
+        if output.status.success() { Ok(output.stdout) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
     }
 
     /// The files in which it keeps contents.
@@ -161,11 +197,9 @@ impl Mounted {
         files
     }
 
-    /// Resident memory of its process, in bytes.
-    pub fn memory(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.as_ref()?.id())).ok()?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    /// Its process; a directory of the disk has none.
+    pub fn process(&self) -> Result<Process> {
+        Ok(Process(self.child.as_ref().ok_or("no process")?.id()))
     }
 }
 
