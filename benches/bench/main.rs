@@ -158,9 +158,10 @@ fn main() -> Result<()> {
         stream::memory,
         peers::sessions,
     ];
-    // What was measured before a failure is worth having.
-    let ended = sections.into_iter().try_for_each(|section| section(&scale, &mut report));
+    // What else was measured is worth having all the same.
+    let failed = sections.into_iter().filter_map(|section| section(&scale, &mut report).err());
+    let failed: Vec<_> = failed.inspect(|error| eprintln!("    FAILED: {error}")).map(|e| e.to_string()).collect();
     println!("{report}");
     report.write(&out)?;
-    ended
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ").into()) }
 }
