@@ -232,8 +232,9 @@ fn the_kernel_reads_and_writes_large_files_by_itself_unless_told_not_to() {
         let lab = Lab::dir();
         let machine = lab.machine();
         let mount = with(&machine, passthrough);
+        let worker = mount.worker();
         let moved = || {
-            let io = std::fs::read_to_string(format!("/proc/{}/io", mount.pid())).unwrap();
+            let io = std::fs::read_to_string(format!("/proc/{worker}/io")).unwrap();
             let field = |name: &str| io.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap();
             field("rchar:") + field("wchar:")
         };

@@ -5,9 +5,12 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lru::LruCache;
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::{CacheError, Result};
@@ -22,10 +25,14 @@ impl std::fmt::Display for ContentId {
     }
 }
 
+/// How many files stay open that nobody uses, because they were used lately.
+const KEPT: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
 /// The directory `data/`.
 #[derive(Debug)]
 pub struct Contents {
     dir: OwnedFd,
+    kept: Mutex<LruCache<ContentId, Arc<File>>>,
 }
 
 impl Contents {
@@ -42,7 +49,7 @@ impl Contents {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir =
             rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| CacheError::io("open", "data")(e.into()))?;
-        Ok(Self { dir })
+        Ok(Self { dir, kept: Mutex::new(LruCache::new(KEPT)) })
     }
 
     /// Makes the file of a new content.
@@ -59,8 +66,20 @@ impl Contents {
     ///
     /// # Errors
     /// `NotFound` inside the error when there is none.
-    pub fn open_existing(&self, id: ContentId) -> Result<File> {
-        self.open_with(id, OFlags::empty(), "open")
+    pub fn open_existing(&self, id: ContentId) -> Result<Arc<File>> {
+        if let Some(file) = self.kept().get(&id) {
+            return Ok(Arc::clone(file));
+        }
+        self.open_with(id, OFlags::empty(), "open").map(Arc::new)
+    }
+
+    /// Nobody uses the file of a content any more, but somebody may again.
+    pub fn keep(&self, id: ContentId, file: &Arc<File>) {
+        self.kept().put(id, Arc::clone(file));
+    }
+
+    fn kept(&self) -> MutexGuard<'_, LruCache<ContentId, Arc<File>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open_with(&self, id: ContentId, extra: OFlags, operation: &'static str) -> Result<File> {
@@ -76,6 +95,8 @@ impl Contents {
     /// When the file cannot be removed.
     pub fn remove(&self, id: ContentId) -> Result<()> {
         crate::fail_point!("content.before_remove");
+        // An open file would keep its room on the disk.
+        drop(self.kept().pop(&id));
         match rustix::fs::unlinkat(&self.dir, id.to_string(), AtFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(e) => Err(CacheError::io("remove", format!("data/{id}"))(e.into())),

@@ -15,6 +15,11 @@ use super::{CacheError, ContentId, Result};
 
 const VERSION: i64 = 1;
 
+/// Pages in the write-ahead log (of 4 KiB) before they are folded into the database: that waits for the disk.
+const CHECKPOINT_PAGES: i64 = 8192;
+/// Most memory for pages.
+const CACHE_KIB: i64 = 16 << 10;
+
 const SCHEMA: &str = "
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE node(path TEXT PRIMARY KEY, kind INTEGER NOT NULL, content INTEGER, attrs TEXT NOT NULL) WITHOUT ROWID;
@@ -76,6 +81,8 @@ impl StateDb {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
         connection.set_prepared_statement_cache_capacity(32);
         let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match found {

@@ -125,7 +125,15 @@ impl Engine {
         settled: Vec<crate::volume::Settled>,
     ) -> Result<(), SyncError> {
         let volume = Arc::clone(&self.volume);
-        let notices = tokio::task::spawn_blocking(move || volume.rebase(new, &settled))
+        let rebase = move || {
+            let whole = new.is_some();
+            let notices = volume.rebase(new, &settled);
+            if whole {
+                crate::memory::give_back();
+            }
+            notices
+        };
+        let notices = tokio::task::spawn_blocking(rebase)
             .await
             .map_err(|e| crate::store::StoreError::other("apply the index", "", e.to_string()))??;
         self.notifications.tell(notices);

@@ -74,6 +74,12 @@ impl Children {
 
     /// The run and the index in it where a name is, or where it belongs.
     fn search<'a>(&self, name: &str, name_of: impl Fn(Place) -> &'a str) -> Result<(usize, usize), (usize, usize)> {
+        // Names mostly come in order.
+        if let Some((last, places)) = self.runs.len().checked_sub(1).and_then(|at| Some((at, self.runs.get(at)?)))
+            && places.last().is_some_and(|place| name_of(*place) < name)
+        {
+            return Err((last, places.len()));
+        }
         let later = |run: &Vec<Place>| run.first().is_some_and(|first| name_of(*first) <= name);
         let run = self.runs.partition_point(later).saturating_sub(1);
         let Some(places) = self.runs.get(run) else { return Err((run, 0)) };

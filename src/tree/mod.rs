@@ -193,6 +193,15 @@ impl Tree {
         self.ino_at(place)
     }
 
+    /// Adds a node under a name of a linked directory, if it is free; `false` when it is not.
+    pub fn insert_new(&mut self, parent: Ino, name: &str, data: NodeData) -> bool {
+        let is_free = self.child(parent, name).is_none();
+        if is_free {
+            self.insert(parent, name, data);
+        }
+        is_free
+    }
+
     /// Makes a node a child of the directory that it names as its parent.
     fn attach(&mut self, place: Place) {
         let (parent, is_dir) = (self.at(place).parent, self.at(place).is_dir());

@@ -13,6 +13,9 @@ use super::{Result, Volume, VolumeError};
 use crate::cache::ContentId;
 use crate::cache::rows::{ContentRow, DeltaRow, FileStamp, Kind, NodeRow};
 use crate::datastore::{Entry, EntryKind, format_nanos, now_nanos};
+
+/// The extended attributes that are kept.
+const XATTR_NAMESPACE: &str = "user.";
 use crate::tree::Ino;
 
 /// What stat shows.
@@ -206,7 +209,7 @@ impl Volume {
         let set = |file: &File| set_mtime(file, mtime).map_err(VolumeError::content("set the mtime of"));
         match inner.live.get(&id) {
             Some(live) => set(&live.file),
-            None => set(&self.contents.open_existing(id)?),
+            None => set(&*self.contents.open_existing(id)?),
         }
     }
 
@@ -250,6 +253,10 @@ impl Volume {
     /// # Errors
     /// `NoAttribute`, `Stale`.
     pub fn get_xattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>> {
+        if !name.starts_with(XATTR_NAMESPACE) {
+            // Said in this way, `ls -l` asks once for all files; "this file has none" makes it ask for each.
+            return Err(VolumeError::AttributeNamespace);
+        }
         let inner = self.lock();
         let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
         node.attrs().and_then(|a| a.xattrs.get(name).cloned()).ok_or(VolumeError::NoAttribute)
@@ -260,7 +267,7 @@ impl Volume {
     /// # Errors
     /// `AttributeNamespace`, `NoAttribute`, `Exists`, `ReadOnly`, disk errors.
     pub fn set_xattr(&self, ino: Ino, name: &str, value: Option<&[u8]>, flags: i32) -> Result<()> {
-        if !name.starts_with("user.") {
+        if !name.starts_with(XATTR_NAMESPACE) {
             return Err(VolumeError::AttributeNamespace);
         }
         let mut inner = self.lock();

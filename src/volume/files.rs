@@ -140,7 +140,7 @@ impl Volume {
         }
         let version = inner.version_of(ino).ok_or(VolumeError::Stale)?;
         let id = inner.new_content_id();
-        let file = self.contents.create(id)?;
+        let file = Arc::new(self.contents.create(id)?);
         let mut state = FetchState::partial(Some(version), crate::cache::RangeSet::default());
         let export = state.version.as_ref().is_some_and(|v| is_rewritten_in_place(&v.key));
         state.complete = content.remote.size == 0 && !export;
@@ -417,12 +417,15 @@ impl Volume {
             }
             return;
         }
-        self.remember_stat(inner, ino, live);
+        if live.was_touched() {
+            self.remember_stat(inner, ino, live);
+        }
         let (recorded, busy) = {
             let state = live.state();
             (state.recorded, !state.in_flight.is_empty())
         };
         if recorded && !busy {
+            self.contents.keep(live.id, &live.file);
             inner.live.remove(&live.id);
         }
     }

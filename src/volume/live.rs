@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::hashed::HashedPrefix;
 use super::unseen::UnseenWrites;
 use crate::cache::rows::Version;
 use crate::cache::{ContentId, RangeSet};
@@ -52,6 +53,8 @@ pub struct FetchState {
     pub version_gone: bool,
     /// Bytes with another hash came before: nothing is shown until all is compared.
     pub verify_first: bool,
+    /// How often all bytes were forgotten, to be fetched anew.
+    pub round: u64,
 }
 
 impl FetchState {
@@ -74,6 +77,7 @@ impl FetchState {
             streamed: false,
             version_gone: false,
             verify_first: false,
+            round: 0,
         }
     }
 }
@@ -88,12 +92,16 @@ pub struct LiveContent {
     /// Its file, read and written at offsets.
     pub file: Arc<File>,
     state: Mutex<FetchState>,
+    /// The hash of what is here from the beginning on.
+    pub hashed: HashedPrefix,
     progress: watch::Sender<u64>,
     begun: AtomicU64,
     ended: AtomicU64,
     writers: AtomicU32,
     handles: AtomicU32,
     dirty: AtomicBool,
+    /// Its size or mtime may have changed since it was opened.
+    touched: AtomicBool,
     replaced: AtomicBool,
     /// How many wait for all of it to be stored here, whatever `--cache-size` says.
     storing: AtomicU32,
@@ -128,12 +136,14 @@ impl Drop for MustStore {
 }
 
 impl LiveContent {
-    pub(super) fn new(id: ContentId, ino: Ino, file: File, state: FetchState) -> Self {
+    pub(super) fn new(id: ContentId, ino: Ino, file: Arc<File>, state: FetchState) -> Self {
         Self {
             id,
             ino,
-            file: Arc::new(file),
+            file,
+            touched: AtomicBool::new(!state.complete),
             state: Mutex::new(state),
+            hashed: HashedPrefix::default(),
             progress: watch::Sender::new(0),
             begun: AtomicU64::new(0),
             ended: AtomicU64::new(0),
@@ -232,6 +242,7 @@ impl LiveContent {
 
     /// Sets the mtime (ns since the epoch) as the kernel asked: no change of the bytes.
     pub(super) fn set_mtime(&self, nanos: i64) -> std::io::Result<()> {
+        self.touched.store(true, Ordering::SeqCst);
         let set = |file: &File| super::attributes::set_mtime(file, nanos);
         self.unseen.quietly(&self.file, || self.count_change(), set)
     }
@@ -320,7 +331,13 @@ impl LiveContent {
         self.handles.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Whether its size or mtime may be others than when it was opened.
+    pub(super) fn was_touched(&self) -> bool {
+        self.touched.load(Ordering::SeqCst) || self.begun.load(Ordering::SeqCst) > 0
+    }
+
     pub(super) fn add_writer(&self) {
+        self.touched.store(true, Ordering::SeqCst);
         self.writers.fetch_add(1, Ordering::SeqCst);
     }
 

@@ -10,13 +10,14 @@ use std::time::Instant;
 
 use super::attributes::file_stat;
 use super::delta::Changes;
+use super::first_view::{Unplaced, show_all};
 use super::inner::{Base, Inner, Stamp};
 use super::space::Space;
 use super::{Result, Volume};
 use crate::cache::rows::{AnsweredRow, ContentRow, Delta, DeltaRow, Kind, NodeRow};
 use crate::cache::saved_base::{self, BaseRecord};
 use crate::cache::{ContentId, Contents, StateDb, reference::ReferenceCache};
-use crate::datastore::{Flavour, Index, Namespace, RelPath, Seen};
+use crate::datastore::{Flavour, Index, Namespace, Seen};
 use crate::tree::{Content, Incarnation, Ino, NodeData, Remote, Tree};
 
 /// How a volume is opened.
@@ -72,8 +73,6 @@ impl Volume {
             deltas: loaded.deltas.into_iter().collect(),
             tree: Tree::new(options.incarnation),
             base: &base.index,
-            shadowed: BTreeMap::new(),
-            blocked: Vec::new(),
             forgotten: Vec::new(),
         };
         // What is only here comes first: an entry of the base never takes its place away.
@@ -81,9 +80,9 @@ impl Volume {
         builder.directories(&local);
         builder.local_files(local);
         builder.origin_only_puts();
-        builder.base_entries();
+        let Unplaced { blocked, shadowed } = show_all(&mut builder.tree, &base.index, &builder.deltas);
         builder.cached_files(cached);
-        let Builder { rows, deltas, tree, shadowed, blocked, forgotten, .. } = builder;
+        let Builder { rows, deltas, tree, forgotten, .. } = builder;
 
         let now = Instant::now();
         let inner = Inner {
@@ -118,7 +117,7 @@ impl Volume {
         };
         crate::fail_point!("start.after_load");
         volume.forget_rows(forgotten)?;
-        volume.place_blocked(blocked)?;
+        volume.place_blocked(&mut volume.lock(), blocked, &mut Vec::new())?;
         volume.collect_garbage(&ids);
         crate::fail_point!("start.before_reconcile");
         volume.reconcile(stamp)?;
@@ -141,16 +140,6 @@ impl Volume {
             }
         }
         self.lock().commit(changes)
-    }
-
-    /// Entries whose directory is an unpushed file here: the directory keeps the name, the file moves aside.
-    fn place_blocked(&self, blocked: Vec<RelPath>) -> Result<()> {
-        let mut inner = self.lock();
-        for path in blocked {
-            let Some(entry) = inner.base_entry(path.as_str()) else { continue };
-            self.insert_remote(&mut inner, &path, NodeData::of(&entry), None, &mut Vec::new())?;
-        }
-        Ok(())
     }
 
     /// Contents without a row: a process ended between making the file and recording it, or between the two of a removal.
@@ -236,9 +225,6 @@ struct Builder<'a> {
     deltas: BTreeMap<String, DeltaRow>,
     tree: Tree,
     base: &'a Index,
-    shadowed: BTreeMap<String, String>,
-    /// Entries with an unpushed file in the way of their directories.
-    blocked: Vec<RelPath>,
     /// Rows that describe nothing any more.
     forgotten: Vec<(Option<String>, Option<ContentId>)>,
 }
@@ -250,38 +236,6 @@ impl Builder<'_> {
             let put = matches!(self.deltas.get(&row.path), Some(DeltaRow { delta: Delta::Put { .. }, .. }));
             row.kind == Kind::Dir || put || !Inner::is_synced(&row.path)
         })
-    }
-
-    fn base_entries(&mut self) {
-        let mut path = String::new();
-        // Entries of a directory mostly follow each other: it is looked for once.
-        let mut at: Option<(&str, std::result::Result<Ino, Ino>)> = None;
-        for entry in self.base.entries() {
-            let (directory, name) = (entry.name().directory(), entry.name().last());
-            entry.name().write_into(&mut path);
-            if self.deltas.contains_key(&path) {
-                continue;
-            }
-            let parent = match at {
-                Some((known, parent)) if known == directory => parent,
-                _ => self.tree.make_dirs(directory),
-            };
-            at = Some((directory, parent));
-            match parent {
-                Err(_) => self.blocked.push(entry.path()),
-                Ok(parent) if self.tree.child(parent, name).is_some() => {
-                    let reason = "a directory on this machine has the same name".to_owned();
-                    self.shadowed.insert(path.clone(), reason);
-                }
-                Ok(parent) => {
-                    self.tree.insert(parent, name, NodeData::listed(&entry));
-                }
-            }
-        }
-        let marked: Vec<RelPath> = self.base.marked_directories().collect();
-        for path in marked {
-            self.explicit_directory(path.as_str());
-        }
     }
 
     fn explicit_directory(&mut self, path: &str) -> Option<Ino> {

@@ -16,6 +16,8 @@ mod error;
 mod eviction;
 mod fetching;
 mod files;
+mod first_view;
+mod hashed;
 mod inner;
 mod live;
 mod load;

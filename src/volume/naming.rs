@@ -191,7 +191,7 @@ impl Volume {
         if let Some(node) = inner.tree.get_mut(ino) {
             node.set_attrs(Some(attrs));
         }
-        let live = Arc::new(LiveContent::new(id, ino, file, FetchState::complete(None)));
+        let live = Arc::new(LiveContent::new(id, ino, Arc::new(file), FetchState::complete(None)));
         inner.space.opened(id, ino);
         inner.space.set(id, ino, size);
         inner.touch_directory(parent);

@@ -88,7 +88,40 @@ impl Volume {
         };
         crate::fail_point!("refresh.after_base_saved");
         let index = new_base.as_ref().map_or_else(|| Arc::clone(&old.index), |b| Arc::clone(&b.index));
-        let same = Arc::ptr_eq(&index, &old.index);
+        // All of it, in one pass, when there was nothing before.
+        let is_first = old.index.is_empty() && settled.is_empty();
+        let first = match (&new, &new_base) {
+            (Some(new), Some(base)) if is_first && new.undone.is_empty() => self.show_first(base)?,
+            _ => None,
+        };
+        let notices = match first {
+            Some(notices) => notices,
+            None => self.step_by_step(&old, new.as_ref(), new_base, &index, settled)?,
+        };
+        if let Some(new) = &new {
+            if !new.undone.is_empty() {
+                self.changed.notify_one();
+            }
+            self.store_index_copy(&index, &new.remote.fresh);
+            crate::fail_point!("refresh.after_index_copy");
+            // Only now: before, a reference client would have taken them for files that nobody pushed.
+            for settled in settled.iter().filter(|s| matches!(s.outcome, Outcome::Put(_))) {
+                self.show_pushed(settled.path.as_str());
+            }
+        }
+        Ok(notices)
+    }
+
+    /// What changed between two bases, one path after another.
+    fn step_by_step(
+        &self,
+        old: &Base,
+        new: Option<&NewBase>,
+        new_base: Option<Base>,
+        index: &Arc<Index>,
+        settled: &[Settled],
+    ) -> Result<Vec<Notice>> {
+        let same = Arc::ptr_eq(index, &old.index);
         let changed = if same { Vec::new() } else { index.changed_since(&old.index) };
         let marked: Vec<RelPath> = if same { Vec::new() } else { index.marked_directories().collect() };
 
@@ -99,7 +132,7 @@ impl Volume {
             work.settle(settled, &mut revealed)?;
         }
         self.repoint(work.inner, settled, &mut work.changes);
-        for (path, row) in new.iter().flat_map(|new| committed::rows_of(new, || work.inner.new_generation())) {
+        for (path, row) in new.into_iter().flat_map(|new| committed::rows_of(new, || work.inner.new_generation())) {
             work.changes.delta(&path, Some(row));
         }
         let mut seen: HashSet<&RelPath> = HashSet::new();
@@ -115,20 +148,7 @@ impl Volume {
         {
             work.changes.base(record.clone());
         }
-        let notices = work.finish(new_base)?;
-        drop(guard);
-        if let Some(new) = &new {
-            if !new.undone.is_empty() {
-                self.changed.notify_one();
-            }
-            self.store_index_copy(&index, &new.remote.fresh);
-            crate::fail_point!("refresh.after_index_copy");
-            // Only now: before, a reference client would have taken them for files that nobody pushed.
-            for settled in settled.iter().filter(|s| matches!(s.outcome, Outcome::Put(_))) {
-                self.show_pushed(settled.path.as_str());
-            }
-        }
-        Ok(notices)
+        work.finish(new_base)
     }
 
     /// Gives a file a new inode although its entry is the same: readers of the old one keep what they have. Nothing to tell

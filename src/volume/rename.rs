@@ -149,7 +149,7 @@ impl Volume {
             let Some(id) = inner.tree.get(file.ino).and_then(|n| n.content()).and_then(|c| c.id) else { continue };
             let open = match inner.live.get(&id) {
                 Some(live) => std::sync::Arc::clone(&live.file),
-                None => std::sync::Arc::new(self.contents.open_existing(id)?),
+                None => self.contents.open_existing(id)?,
             };
             open.sync_data().map_err(VolumeError::content("sync"))?;
         }

@@ -357,9 +357,13 @@ impl Mount<'_> {
 
     /// `kill -9` of the process that does the work; the supervisor stays.
     pub fn crash(&self) {
-        let worker = self.status()["worker_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
-        let worker = rustix::process::Pid::from_raw(worker).expect("a pid");
+        let worker = rustix::process::Pid::from_raw(self.worker().cast_signed()).expect("a pid");
         rustix::process::kill_process(worker, rustix::process::Signal::KILL).expect("killed");
+    }
+
+    /// The process that does the work.
+    pub fn worker(&self) -> u32 {
+        self.status()["worker_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid")
     }
 
     /// The daemon's process id.

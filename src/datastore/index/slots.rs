@@ -5,10 +5,10 @@
 //! before it is as much as all others.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use serde_json::Value;
 
 use super::entry::{Entry, EntryKind};
@@ -60,7 +60,7 @@ pub(super) struct Slots {
     offsets: Vec<Offset>,
     /// Positions in `offsets`, by name.
     lookup: HashTable<u32>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     directories: Vec<Directory>,
     directory_ids: HashMap<Arc<str>, u32>,
     /// What is not understood, by position.
@@ -367,7 +367,7 @@ fn name_at<'a>(bytes: &'a [u8], directories: &'a [Directory], offset: Offset) ->
     (NameRef { directory: &directories[directory].text, last: cursor.text() }, cursor)
 }
 
-fn hash_of(hasher: &RandomState, name: NameRef<'_>) -> u64 {
+fn hash_of(hasher: &DefaultHashBuilder, name: NameRef<'_>) -> u64 {
     let mut state = hasher.build_hasher();
     state.write(name.directory.as_bytes());
     state.write(name.last.as_bytes());

@@ -186,6 +186,7 @@ pub(super) fn expected_hash(live: &LiveContent) -> Option<String> {
 }
 
 fn forget(state: &mut FetchState) {
+    state.round += 1;
     state.present = crate::cache::RangeSet::default();
     if let Some(version) = &mut state.version {
         version.fingerprint = None;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use super::hash::digest;
+use super::hash::{digest, hex};
 use super::pace::{Place, Urgency};
 use super::{Engine, FetchError};
 use crate::cache::rows::Version;
@@ -182,7 +182,14 @@ impl Engine {
             let last = state.in_flight.iter().all(|r| *r == range);
             result.is_ok() && !state.complete && state.present.contains(&(0..size)) && last
         };
-        let result = if whole { self.complete(&live).await } else { result };
+        let result = match result {
+            Ok(()) if whole => self.complete(&live).await,
+            Ok(()) => {
+                hash_on(&live);
+                Ok(())
+            }
+            failed => failed,
+        };
         live.state().in_flight.retain(|r| *r != range);
         // Somebody who came meanwhile asks for what is missing by himself.
         if let Err(failure) = result
@@ -312,9 +319,15 @@ impl Engine {
     /// All ranges are here: compares the hash and declares the content complete.
     async fn complete(&self, live: &Arc<LiveContent>) -> Result<(), Failure> {
         if let Some(expected) = expected_hash(live) {
-            let file = Arc::clone(&live.file);
-            let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
-            let found = hash_of(Body::File { file, size }).await?;
+            let content = Arc::clone(live);
+            let (size, round) = {
+                let state = live.state();
+                (state.version.as_ref().map_or(0, |v| v.entry.size), state.round)
+            };
+            let hashed = move || content.hashed.finish(&content.file, size, round);
+            let found = tokio::task::spawn_blocking(hashed).await.map_err(std::io::Error::other).flatten();
+            let found = found.map_err(|error| Failure::Failed(format!("cannot read the cache: {error}")))?;
+            let found = hex(&found);
             if !found.eq_ignore_ascii_case(&expected) {
                 return Err(self.wrong_hash(live, &found, &expected).await);
             }
@@ -324,6 +337,25 @@ impl Engine {
         crate::fail_point!("fetch.after_complete");
         Ok(())
     }
+}
+
+/// Hashes what has arrived from the beginning on, while the rest arrives.
+fn hash_on(live: &Arc<LiveContent>) {
+    if expected_hash(live).is_none() {
+        return;
+    }
+    let live = Arc::clone(live);
+    let (upto, round) = {
+        let state = live.state();
+        let size = state.version.as_ref().map_or(0, |v| v.entry.size);
+        (state.present.gaps(&(0..size)).first().map_or(size, |gap| gap.start), state.round)
+    };
+    // Nobody waits for it; what fails here fails again when all is compared.
+    drop(tokio::task::spawn_blocking(move || {
+        if let Err(error) = live.hashed.advance(&live.file, upto, round) {
+            tracing::debug!(%error, "hashing what has arrived");
+        }
+    }));
 }
 
 async fn hash_of(body: Body) -> Result<String, Failure> {

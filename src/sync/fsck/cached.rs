@@ -102,7 +102,7 @@ impl Cached {
     /// The file that claims to be this version of a path, if there is one.
     pub fn copy_of(&self, path: &RelPath, entry: &Entry) -> Option<Copy> {
         let (file, content) = match self {
-            Self::Reference(dir) => (dir.open_file(path).ok()?, None),
+            Self::Reference(dir) => (Arc::new(dir.open_file(path).ok()?), None),
             Self::Mount(mount) => {
                 let (_, id, row) = mount.files.get(path.as_str())?;
                 let same = row.version.as_ref().is_some_and(|version| version.entry.same_version(entry));
@@ -122,7 +122,7 @@ impl Cached {
             }
         };
         let unchanged = unchanged && metadata.len() == entry.size;
-        unchanged.then(|| Copy { file: Arc::new(file), size: entry.size, content })
+        unchanged.then(|| Copy { file, size: entry.size, content })
     }
 
     /// Forgets a copy, so that the next read fetches it.
