@@ -175,6 +175,14 @@ impl Mounted {
     }
 
     fn ask(&self, what: &str) -> Result<Vec<u8>> {
+        // A mount can be used a moment before it is on the list of mounts, and says so when it is.
+        let began = Instant::now();
+        while !std::fs::read_to_string(self.home.path().join("log"))?.contains(" mounted ") {
+            if began.elapsed() > PATIENCE {
+                return Err("the mount does not say that it is there".into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let mut command = Command::new(SWAMP_MOUNT);
         command.env("XDG_STATE_HOME", self.home.path().join("state"));
         let output = command.args(what.split(' ')).arg(&self.at).output()?;
