@@ -90,7 +90,6 @@ pub fn writes(scale: &Scale, report: &mut Report) -> Result<()> {
     }
     for repetition in 0..scale.repeat {
         for subject in [Subject::Native, Subject::Swamp, Subject::SwampPassthrough] {
-            // A new mount each time: this disk creates files slowly soon after many were deleted.
             let lab = Lab::new()?;
             let mounted = subject.mount(&lab)?;
             let prefix = format!("new{repetition}");

@@ -161,6 +161,7 @@ fn main() -> Result<()> {
     // What else was measured is worth having all the same.
     let failed = sections.into_iter().filter_map(|section| section(&scale, &mut report).err());
     let failed: Vec<_> = failed.inspect(|error| eprintln!("    FAILED: {error}")).map(|e| e.to_string()).collect();
+    subject::clear();
     println!("{report}");
     report.write(&out)?;
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ").into()) }

@@ -1,9 +1,11 @@
 //! What is measured: a directory of this disk, swamp-mount with different options, rclone, s3fs, mountpoint-s3.
 //!
-//! Invariants: every mount is taken off and its process reaped when it is dropped; all state lies in one temporary directory.
+//! Invariants: every mount is taken off and its process reaped when it is dropped; all state lies in temporary directories, which
+//! go with [`clear`].
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -117,9 +119,11 @@ impl Subject {
 
     /// The same, with more options for swamp-mount.
     pub fn mount_with(self, lab: &Lab, options: &[&str]) -> Result<Mounted> {
-        let home = TempDir::with_prefix("swamp-bench.")?;
+        let directory = TempDir::with_prefix("swamp-bench.")?;
+        let home = directory.path().to_owned();
+        HOMES.lock().unwrap_or_else(PoisonError::into_inner).push(directory);
         // Peers check that the cache exists; swamp-mount makes its own, private.
-        let (at, cache) = (home.path().join("mnt"), home.path().join("cache"));
+        let (at, cache) = (home.join("mnt"), home.join("cache"));
         std::fs::create_dir(&at)?;
         if matches!(self, Self::S3fs | Self::MountpointS3) {
             std::fs::create_dir(&cache)?;
@@ -133,22 +137,21 @@ impl Subject {
 /// A subject at work.
 pub struct Mounted {
     pub subject: Subject,
-    home: TempDir,
+    home: PathBuf,
     pub at: PathBuf,
     child: Option<Child>,
 }
 
 impl Mounted {
     fn start(&mut self, lab: &Lab, options: &[&str]) -> Result<()> {
-        let home = self.home.path();
-        let Some(mut command) = self.subject.command(lab, home, &self.at, options) else { return Ok(()) };
-        let log = std::fs::File::create(self.home.path().join("log"))?;
+        let Some(mut command) = self.subject.command(lab, &self.home, &self.at, options) else { return Ok(()) };
+        let log = std::fs::File::create(self.home.join("log"))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = self.child.insert(command.spawn()?);
         let began = Instant::now();
         while !is_mounted(&self.at)? {
             if let Some(status) = child.try_wait()? {
-                let log = std::fs::read_to_string(self.home.path().join("log"))?;
+                let log = std::fs::read_to_string(self.home.join("log"))?;
                 return Err(format!("{} ended with {status}: {log}", self.subject.name()).into());
             }
             if began.elapsed() > PATIENCE {
@@ -177,32 +180,21 @@ impl Mounted {
     fn ask(&self, what: &str) -> Result<Vec<u8>> {
         // A mount can be used a moment before it is on the list of mounts, and says so when it is.
         let began = Instant::now();
-        while !std::fs::read_to_string(self.home.path().join("log"))?.contains(" mounted ") {
+        while !std::fs::read_to_string(self.home.join("log"))?.contains(" mounted ") {
             if began.elapsed() > PATIENCE {
                 return Err("the mount does not say that it is there".into());
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut command = Command::new(SWAMP_MOUNT);
-        command.env("XDG_STATE_HOME", self.home.path().join("state"));
+        command.env("XDG_STATE_HOME", self.home.join("state"));
         let output = command.args(what.split(' ')).arg(&self.at).output()?;
         if output.status.success() { Ok(output.stdout) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
     }
 
     /// The files in which it keeps contents.
     pub fn cache_files(&self) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        let mut todo = vec![self.home.path().join("cache")];
-        while let Some(dir) = todo.pop() {
-            for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-                match entry.file_type() {
-                    Ok(kind) if kind.is_dir() => todo.push(entry.path()),
-                    Ok(kind) if kind.is_file() => files.push(entry.path()),
-                    _ => {}
-                }
-            }
-        }
-        files
+        files_below(self.home.join("cache"))
     }
 
     /// Its process; a directory of the disk has none.
@@ -213,12 +205,41 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        // The process may be gone; what matters is that nothing is left.
-        let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
-        let _ = child.kill();
-        let _ = child.wait();
+        if let Some(mut child) = self.child.take() {
+            // The process may be gone; what matters is that nothing is left.
+            let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let large = |path: &PathBuf| path.metadata().is_ok_and(|meta| meta.len() > 1 << 20);
+        for file in files_below(self.home.clone()).into_iter().filter(large) {
+            // It goes with its directory at the latest.
+            let _ = std::fs::remove_file(file);
+        }
     }
+}
+
+/// Directories of subjects, until the end: ext4 creates files slowly for minutes after many were removed, because it passes
+/// over each inode that was freed lately. Only what is large goes before.
+static HOMES: Mutex<Vec<TempDir>> = Mutex::new(Vec::new());
+
+/// Removes what all subjects left.
+pub fn clear() {
+    HOMES.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+fn files_below(root: PathBuf) -> Vec<PathBuf> {
+    let (mut files, mut todo) = (Vec::new(), vec![root]);
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => todo.push(entry.path()),
+                Ok(kind) if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    files
 }
 
 fn is_mounted(path: &Path) -> Result<bool> {
