@@ -243,12 +243,12 @@ impl CacheDir {
         self.root.read(INDEX_KEY)
     }
 
-    /// Replaces the local copy of the index, atomically.
+    /// Replaces the local copy of the index, atomically and durably: a power cut leaves no empty one.
     ///
     /// # Errors
     /// When the disk fails; the old copy is then still there.
     pub fn write_index_copy(&self, bytes: &[u8]) -> io::Result<()> {
-        self.root.write(INDEX_KEY, bytes, false)
+        self.root.write(INDEX_KEY, bytes, true)
     }
 
     /// Removes the local copy of the index, if there is one.

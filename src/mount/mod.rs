@@ -72,19 +72,22 @@ pub(crate) fn utc_now() -> String {
     )
 }
 
-/// Writes a small file so that readers see the old or the new content and nothing between.
+/// Writes a small file so that readers see the old or the new content and nothing between, also after a power cut.
 pub(crate) fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    let written = file.write_all(bytes).and_then(|()| std::fs::rename(&temporary, path));
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let mut file = options.open(&temporary)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err()
         && let Err(error) = std::fs::remove_file(&temporary)
     {
         tracing::warn!("cannot remove {}: {error}", temporary.display());
     }
-    written
+    written?;
+    path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
 }
 
 #[cfg(test)]

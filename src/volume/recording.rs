@@ -10,6 +10,7 @@ use super::inner::Inner;
 use super::live::LiveContent;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{ContentRow, FileStamp, Kind, NodeRow, Version};
+use crate::datastore::RelPath;
 
 /// Up to so many fetched contents are synced one by one; more, by one sync of their file system.
 const SYNC_EACH: usize = 16;
@@ -96,6 +97,31 @@ impl Volume {
             if one.live.handles() == 0 {
                 self.retire(&mut inner, one.live.ino, &one.live);
             }
+        }
+        Ok(())
+    }
+
+    /// Makes the bytes of uploaded files durable. Once their rows are settled they count as clean, and what a power cut left
+    /// of bytes that nobody synced would be taken for the file.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub fn sync_uploaded(&self, paths: &[RelPath]) -> Result<()> {
+        if paths.len() > SYNC_EACH {
+            return Ok(self.contents.sync_all()?);
+        }
+        for path in paths {
+            let file = {
+                let inner = self.lock();
+                let Some(id) = inner.tree.find(path.as_str()).and_then(|ino| inner.local_content(ino)) else {
+                    continue;
+                };
+                match inner.live.get(&id) {
+                    Some(live) => Arc::clone(&live.file),
+                    None => Arc::new(self.contents.open_existing(id)?),
+                }
+            };
+            file.sync_data().map_err(VolumeError::content("sync"))?;
         }
         Ok(())
     }

@@ -191,6 +191,7 @@ impl Engine {
         if rows.is_empty() && conflicts.is_empty() && plan.deletes.is_empty() {
             return Ok(left);
         }
+        self.sync_uploaded(&rows).await?;
         let lock = self.datastore.lock(&LockOptions::default()).boxed().await?;
         crate::fail_point!("push.after_lock");
         let gate = self.index_gate.lock().await;
@@ -219,6 +220,14 @@ impl Engine {
         }
         applied?;
         Ok(left)
+    }
+
+    /// What is settled as clean must not be lost to a power cut.
+    async fn sync_uploaded(&self, rows: &[Transferred]) -> Result<(), SyncError> {
+        let paths: Vec<RelPath> = rows.iter().filter(|t| t.row.put.is_some()).map(|t| t.row.path.clone()).collect();
+        let volume = Arc::clone(&self.volume);
+        let synced = tokio::task::spawn_blocking(move || volume.sync_uploaded(&paths)).await;
+        Ok(synced.map_err(|e| crate::store::StoreError::other("sync what was uploaded", "", e.to_string()))??)
     }
 
     /// Before the first write of a session: does the store honour preconditions?
