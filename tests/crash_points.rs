@@ -1,6 +1,6 @@
 //! Promise: the daemon may die at every step of writing, renaming, truncating, fetching, pushing, refreshing, starting and
 //! unmounting: every acknowledged change is there afterwards, the next flush brings exactly that to the bucket, nothing of
-//! others is lost, nothing in the bucket dangles, and `cache/` tells a reference client the truth.
+//! others is lost, nothing in the bucket dangles, `cache/` tells a reference client the truth, and no space is leaked.
 //!
 //! The steps are the fail points of the program (src/failpoint.rs). A first run records how often the scenario comes to
 //! each; then it is killed at each of them, at the first time, the last, and some between.
@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use support::contents::check_no_leak;
 use support::model::{Files, check_bucket, check_mount, seeded, set};
 use support::mount::{Lab, Machine, Mount, eventually};
 use support::reference::check_truth;
@@ -193,6 +194,7 @@ fn check(lab: &Lab, machine: &Machine<'_>, played: Played, what: &str) {
     assert_eq!(objects, files.len(), "{what}: {:?}", lab.server().keys());
     assert_eq!(mount.unmount(), 0, "{what}");
     check_truth(&machine.cache_root().join("cache"), &format!("{what}, unmounted"));
+    check_no_leak(&machine.cache_root(), what);
 }
 
 /// All points that the program has, by its sources.

@@ -70,6 +70,7 @@ impl Contents {
         if let Some(file) = self.kept().get(&id) {
             return Ok(Arc::clone(file));
         }
+        crate::fail_point!("content.before_open");
         self.open_with(id, OFlags::empty(), "open").map(Arc::new)
     }
 
@@ -124,7 +125,7 @@ impl Contents {
         &self.dir
     }
 
-    /// Every id that has a file.
+    /// Every id that has a file; walks the directory.
     ///
     /// # Errors
     /// When the directory cannot be read.

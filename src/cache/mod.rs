@@ -65,6 +65,11 @@ impl CacheError {
         matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
     }
 
+    /// Whether the name of a new file is taken.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists)
+    }
+
     /// Whether the disk is full.
     pub fn is_no_space(&self) -> bool {
         match self {

@@ -31,6 +31,8 @@ CREATE TABLE pending_delete(key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT RO
 /// What was committed lately. Losing it harms nobody who writes by the rules, so it needs no version.
 const COMMITTED: &str =
     "CREATE TABLE IF NOT EXISTS committed(path TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;";
+/// Contents whose file may still be there although no row names it: what a start has to look for.
+const UNCLAIMED: &str = "CREATE TABLE IF NOT EXISTS unclaimed(content INTEGER PRIMARY KEY);";
 /// Order of the last opens, for eviction. Losing it harms nothing, so it needs no version.
 const RECENCY: &str = "CREATE TABLE IF NOT EXISTS recency(content INTEGER PRIMARY KEY, opened INTEGER NOT NULL);";
 /// Requests of the kernel that were carried out, for the process that takes a mount over. Nothing after its end.
@@ -95,6 +97,7 @@ impl StateDb {
         connection.execute_batch(COMMITTED)?;
         connection.execute_batch(RECENCY)?;
         connection.execute_batch(ANSWERED)?;
+        connection.execute_batch(UNCLAIMED)?;
         Ok(connection)
     }
 
@@ -175,7 +178,19 @@ impl StateDb {
     }
 
     fn load_opened(&self) -> Result<Vec<ContentId>> {
-        let mut statement = self.connection.prepare("SELECT content FROM recency ORDER BY opened")?;
+        self.load_ids("SELECT content FROM recency ORDER BY opened")
+    }
+
+    /// Contents whose file may be there without a row.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn unclaimed(&self) -> Result<Vec<ContentId>> {
+        self.load_ids("SELECT content FROM unclaimed ORDER BY content")
+    }
+
+    fn load_ids(&self, sql: &str) -> Result<Vec<ContentId>> {
+        let mut statement = self.connection.prepare(sql)?;
         let ids = statement.query_map([], |row| row.get(0).map(content_id))?;
         Ok(ids.collect::<rusqlite::Result<_>>()?)
     }
@@ -296,13 +311,30 @@ impl Transaction<'_> {
         self.run("INSERT OR REPLACE INTO content VALUES(?, ?)", params![stored_id(id), text("content", row)?])
     }
 
-    /// Forgets a content; its file may then be removed.
+    /// Forgets a content; its file may then be removed, and is looked for until [`Transaction::forget_unclaimed`].
     ///
     /// # Errors
     /// When the database refuses.
     pub fn remove_content(&self, id: ContentId) -> Result<()> {
         self.run("DELETE FROM recency WHERE content = ?", [stored_id(id)])?;
-        self.run("DELETE FROM content WHERE id = ?", [stored_id(id)])
+        self.run("DELETE FROM content WHERE id = ?", [stored_id(id)])?;
+        self.set_unclaimed(id)
+    }
+
+    /// The file of a content may be there without a row.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn set_unclaimed(&self, id: ContentId) -> Result<()> {
+        self.run("INSERT OR IGNORE INTO unclaimed VALUES(?)", [stored_id(id)])
+    }
+
+    /// The file of a content is gone.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub fn forget_unclaimed(&self, id: ContentId) -> Result<()> {
+        self.run("DELETE FROM unclaimed WHERE content = ?", [stored_id(id)])
     }
 
     /// These contents were opened in this order, after all that were recorded before.

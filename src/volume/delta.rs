@@ -182,6 +182,9 @@ impl Inner {
                 None => tx.remove_committed(path)?,
             }
         }
+        for id in self.ids.gone() {
+            tx.forget_unclaimed(*id)?;
+        }
         if let Some(record) = &changes.base {
             tx.set_meta("base", record)?;
         }
@@ -190,6 +193,7 @@ impl Inner {
         }
         tx.commit()?;
         self.next_answer += u64::from(changes.answers.is_some());
+        self.ids.forgotten();
         Ok(())
     }
 

@@ -183,9 +183,7 @@ impl Volume {
                 inner.eviction_notices.push(Notice::Content(victim.ino));
             }
             // A power cut that brings the row back finds no file, and fetches it again.
-            if let Err(error) = self.contents.remove(victim.id) {
-                tracing::warn!(%error, content = %victim.id, "an evicted content stays until the next start");
-            }
+            self.remove_content_now(inner, victim.id);
         }
         tracing::debug!(files = victims.len(), "evicted");
         self.pressure.notify_one();

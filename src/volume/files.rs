@@ -139,12 +139,11 @@ impl Volume {
             }
         }
         let version = inner.version_of(ino).ok_or(VolumeError::Stale)?;
-        let id = inner.new_content_id();
-        let file = Arc::new(self.contents.create(id)?);
+        let (id, file) = self.new_content(inner)?;
         let mut state = FetchState::partial(Some(version), crate::cache::RangeSet::default());
         let export = state.version.as_ref().is_some_and(|v| is_rewritten_in_place(&v.key));
         state.complete = content.remote.size == 0 && !export;
-        let live = Arc::new(LiveContent::new(id, ino, file, state));
+        let live = Arc::new(LiveContent::new(id, ino, Arc::new(file), state));
         inner.live.insert(id, Arc::clone(&live));
         inner.tree.change_content(ino, |content| content.id = Some(id));
         if live.is_complete() {
@@ -260,8 +259,7 @@ impl Volume {
     fn replace_with_empty(&self, inner: &mut Inner, ino: Ino) -> Result<()> {
         let path = inner.tree.path(ino).ok_or(VolumeError::Stale)?;
         let old = inner.tree.get(ino).and_then(|n| n.content()).and_then(|c| c.id);
-        let id = inner.new_content_id();
-        drop(self.contents.create(id)?);
+        let id = self.new_content(inner)?.0;
         self.reference.unlink(&path);
         let mut changes = Changes::default();
         let row = inner.put_row(&path, None, false);
@@ -273,7 +271,10 @@ impl Volume {
         let node = inner.tree.get(ino).ok_or(VolumeError::Stale)?;
         let (kind, attrs) = (node.kind(), node.attrs_row());
         changes.node(&path, Some(NodeRow { path: path.clone(), kind, content: Some(id), attrs }));
-        inner.commit(changes)?;
+        if let Err(error) = inner.commit(changes) {
+            self.remove_content_now(inner, id);
+            return Err(error);
+        }
         inner.tree.change_content(ino, |content| {
             content.id = Some(id);
             content.remote = Remote { size: 0, mtime: crate::datastore::now_nanos(), ..content.remote };

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::content_ids::ContentIds;
 use super::live::LiveContent;
 use super::rebase::Notice;
 use super::space::Space;
@@ -54,13 +55,11 @@ pub(super) struct Inner {
     /// What was committed lately.
     pub committed: HashMap<String, CommittedRow>,
     pub live: HashMap<ContentId, Arc<LiveContent>>,
-    pub next_content: u64,
+    pub ids: ContentIds,
     pub next_generation: u64,
     /// Requests that the process before this one carried out: their paths by number.
     pub answered: HashMap<u64, String>,
     pub next_answer: u64,
-    /// Contents that no row names any more; their files go once that is durable.
-    pub doomed: Vec<ContentId>,
     /// What every content takes on the disk, and which was opened last.
     pub space: Space,
     /// What the kernel was not told yet of evicted files.
@@ -87,11 +86,6 @@ impl Inner {
     pub fn new_generation(&mut self) -> u64 {
         self.next_generation += 1;
         self.next_generation
-    }
-
-    pub fn new_content_id(&mut self) -> ContentId {
-        self.next_content += 1;
-        ContentId(self.next_content)
     }
 
     pub fn touch(&mut self, path: &str) {

@@ -1,14 +1,15 @@
 //! Start: state.db and the saved base become the tree, whatever way the last process ended.
 //!
 //! Part of the volume. Invariant: nothing here needs the network; what a crash left half done (contents without rows,
-//! files open for writing) is found by looking at rows and at `data/`, never by walking the cache.
+//! files open for writing) is found by looking at rows, never by walking `data/` or `cache/`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::attributes::file_stat;
+use super::content_ids::Leftovers;
 use super::delta::Changes;
 use super::first_view::{Unplaced, show_all};
 use super::inner::{Base, Inner, Stamp};
@@ -63,10 +64,10 @@ impl Volume {
         let stamp = db.meta("reference")?;
 
         let answered = take_answered(&mut db, options.incarnation)?;
-        let ids = contents.ids()?;
+        let mut left = Leftovers::find(&db, &contents)?;
         // Also the ids of rows that are forgotten below: one id never stands for two contents.
         let known = loaded.contents.iter().map(|(id, _)| *id).chain(loaded.nodes.iter().filter_map(|n| n.content));
-        let next_content = ids.iter().copied().chain(known).map(|id| id.0).max().unwrap_or(0);
+        let ids = left.ids_after(known);
         let mut builder = Builder {
             contents: &contents,
             rows: loaded.contents.into_iter().collect(),
@@ -98,10 +99,9 @@ impl Volume {
             next_answer: answered.iter().map(|(slot, _)| slot + 1).max().unwrap_or(0),
             answered: answered.into_iter().map(|(_, row)| (row.request, row.path)).collect(),
             live: HashMap::new(),
-            doomed: Vec::new(),
             space: Space::default(),
             eviction_notices: Vec::new(),
-            next_content,
+            ids,
             read_only: options.read_only.then(|| "mounted with --read-only".to_owned()),
             shadowed,
         };
@@ -116,9 +116,10 @@ impl Volume {
             opened: tokio::sync::Notify::new(),
         };
         crate::fail_point!("start.after_load");
+        left.forget(forgotten.iter().filter_map(|(_, content)| *content));
         volume.forget_rows(forgotten)?;
         volume.place_blocked(&mut volume.lock(), blocked, &mut Vec::new())?;
-        volume.collect_garbage(&ids);
+        volume.collect_garbage(&left)?;
         crate::fail_point!("start.before_reconcile");
         volume.reconcile(stamp)?;
         volume.count_contents(&loaded.opened);
@@ -140,17 +141,6 @@ impl Volume {
             }
         }
         self.lock().commit(changes)
-    }
-
-    /// Contents without a row: a process ended between making the file and recording it, or between the two of a removal.
-    fn collect_garbage(&self, ids: &[ContentId]) {
-        let inner = self.lock();
-        let named: HashSet<ContentId> = inner.content_rows.keys().copied().collect();
-        for id in ids.iter().filter(|id| !named.contains(id)) {
-            if let Err(error) = self.contents.remove(*id) {
-                tracing::warn!(%error, "cannot remove an unused content");
-            }
-        }
     }
 
     /// Begins the ledger of the cache; `opened` are contents in the order of their last opens.
@@ -189,6 +179,7 @@ impl Volume {
         }
         crate::fail_point!("unmount.before_stamp");
         self.record_reference_stamp()?;
+        self.lock().release_ids()?;
         crate::fail_point!("unmount.before_checkpoint");
         Ok(self.lock().db.checkpoint()?)
     }

@@ -11,6 +11,7 @@ mod answered;
 mod attributes;
 mod committed;
 mod conflict;
+mod content_ids;
 mod delta;
 mod error;
 mod eviction;

@@ -164,8 +164,7 @@ impl Volume {
         bytes: &[u8],
     ) -> Result<(Ino, Arc<LiveContent>)> {
         let path = self.check_free(inner, parent, name)?;
-        let id = inner.new_content_id();
-        let file = self.contents.create(id)?;
+        let (id, file) = self.new_content(inner)?;
         let row = ContentRow::changed();
         let mut changes = Changes::answering(&path);
         let commit = |inner: &mut Inner| -> Result<()> {
@@ -177,9 +176,7 @@ impl Volume {
             inner.commit(changes)
         };
         if let Err(error) = commit(inner) {
-            if let Err(left) = self.contents.remove(id) {
-                tracing::warn!(%left, "a content that was not used stays until the next start");
-            }
+            self.remove_content_now(inner, id);
             return Err(error);
         }
         // The time that a push records: of the file, not of this moment.
@@ -319,32 +316,9 @@ impl Volume {
 
     /// Not at once: until the rows that forget it are durable, a power cut would bring them back.
     pub(super) fn doom(&self, inner: &mut Inner, id: crate::cache::ContentId) {
-        inner.doomed.push(id);
+        inner.doom(id);
         inner.space.remove(id);
         self.fetched.notify_one();
-    }
-
-    /// Removes the files of contents that nothing needs.
-    ///
-    /// # Errors
-    /// When the rows cannot be made durable; nothing is removed then.
-    pub fn remove_doomed(&self) -> Result<()> {
-        let mut inner = self.lock();
-        let doomed = std::mem::take(&mut inner.doomed);
-        if doomed.is_empty() {
-            return Ok(());
-        }
-        if let Err(error) = inner.db.commit_durable() {
-            inner.doomed.extend(doomed);
-            return Err(error.into());
-        }
-        drop(inner);
-        for id in doomed {
-            if let Err(error) = self.contents.remove(id) {
-                tracing::warn!(%error, content = %id, "a removed content stays until the next start");
-            }
-        }
-        Ok(())
     }
 
     /// A name became free: an entry that it hid comes into view.

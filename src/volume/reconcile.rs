@@ -138,7 +138,7 @@ impl Volume {
     fn ingest(&self, inner: &mut Inner, path: &RelPath) -> Result<ContentId> {
         let file: File =
             self.reference.dir().open_file(path).map_err(CacheError::io("open", format!("cache/{path}")))?;
-        let id = inner.new_content_id();
+        let id = inner.new_content_id()?;
         let source = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         rustix::fs::linkat(CWD, source, self.contents.dir(), id.to_string(), AtFlags::SYMLINK_FOLLOW)
             .map_err(|e| CacheError::io("link", format!("cache/{path}"))(e.into()))?;

@@ -118,7 +118,7 @@ impl Volume {
                 };
                 match inner.live.get(&id) {
                     Some(live) => Arc::clone(&live.file),
-                    None => Arc::new(self.contents.open_existing(id)?),
+                    None => self.contents.open_existing(id)?,
                 }
             };
             file.sync_data().map_err(VolumeError::content("sync"))?;

@@ -4,6 +4,7 @@
 
 pub mod bucket;
 pub mod cloud;
+pub mod contents;
 pub mod disk;
 pub mod documents;
 pub mod faults;
