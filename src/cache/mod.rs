@@ -80,6 +80,17 @@ impl CacheError {
     }
 }
 
+/// Nothing of ours is a symbolic link: somebody else put it there, to have us write elsewhere.
+fn refuse_link(root: &std::path::Path, name: &'static str) -> Result<()> {
+    match std::fs::symlink_metadata(root.join(name)) {
+        Ok(there) if there.is_symlink() => {
+            let planted = std::io::Error::other("it is a symbolic link; remove it");
+            Err(CacheError::io("use", name)(planted))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether a system call found the disk, or the user's share of it, full.
 pub fn is_no_space(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))

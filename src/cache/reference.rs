@@ -43,8 +43,9 @@ impl ReferenceCache {
     /// its files lie in the directory of the namespace.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, or is a symbolic link.
     pub fn open(root: &Path, flavour: Flavour, namespace: Option<&Namespace>) -> Result<Self> {
+        super::refuse_link(root, "cache")?;
         let dir = CacheDir::create(&root.join("cache")).and_then(|dir| dir.with_namespace(namespace));
         let dir = dir.map_err(failed("open"))?;
         if !dir.try_lock().map_err(failed("lock"))? {

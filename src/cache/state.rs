@@ -67,7 +67,7 @@ impl StateDb {
     /// Opens `root/state.db`, creating it when absent.
     ///
     /// # Errors
-    /// When it cannot be opened or was written by a newer release.
+    /// When it cannot be opened, is a symbolic link, or was written by a newer release.
     pub fn open(root: &Path) -> Result<Self> {
         let mut reserve = Reserve::find(root);
         let connection = match Self::connect(root) {
@@ -79,6 +79,7 @@ impl StateDb {
     }
 
     fn connect(root: &Path) -> Result<Connection> {
+        super::refuse_link(root, "state.db")?;
         let connection = Connection::open(root.join("state.db"))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;

@@ -16,7 +16,8 @@ use std::process::{Command, Stdio};
 use fuser::{MountOption, Session, SessionACL};
 use rustix::mount::MountFlags;
 
-use super::{link, mountinfo, mountpoint};
+use super::mountpoint::{self, Directory};
+use super::{link, mountinfo, unmount};
 use crate::fs::SwampFs;
 
 const DEVICE: &str = "/dev/fuse";
@@ -40,12 +41,16 @@ pub(super) enum Notification {
     IncreaseEpoch = 8,
 }
 
-/// Mounts, and gives the first descriptor of the connection.
-pub(super) fn mount(path: &Path, config: &fuser::Config) -> io::Result<OwnedFd> {
-    if rustix::process::geteuid().is_root() { mount_as_root(path, config) } else { mount_as_user(path, config) }
+/// Mounts, and gives the first descriptor of the connection. `directory` is what was found at the path when it was checked.
+pub(super) fn mount(path: &Path, directory: Option<&Directory>, config: &fuser::Config) -> io::Result<OwnedFd> {
+    match directory {
+        Some(directory) if rustix::process::geteuid().is_root() => mount_as_root(path, directory, config),
+        // fusermount3 looks by itself whether the user may mount there.
+        _ => mount_as_user(path, config),
+    }
 }
 
-fn mount_as_root(path: &Path, config: &fuser::Config) -> io::Result<OwnedFd> {
+fn mount_as_root(path: &Path, directory: &Directory, config: &fuser::Config) -> io::Result<OwnedFd> {
     let device = open()?;
     let mut flags = MountFlags::empty();
     let mut source = String::from("swamp-mount");
@@ -74,7 +79,19 @@ fn mount_as_root(path: &Path, config: &fuser::Config) -> io::Result<OwnedFd> {
         data.push_str(",allow_other");
     }
     let data = std::ffi::CString::new(data)?;
-    rustix::mount::mount(source.as_str(), path, mountinfo::OUR_TYPE, flags, data.as_c_str())?;
+    let before: Vec<u64> = mountinfo::read()?.iter().map(|mounted| mounted.id).collect();
+    // By its descriptor: root must not mount on what somebody put in its place.
+    rustix::mount::mount(source.as_str(), directory.by_descriptor(), mountinfo::OUR_TYPE, flags, data.as_c_str())?;
+    let is_new = |mounted: &mountinfo::Mounted| mounted.is_ours() && !before.contains(&mounted.id);
+    if !mountinfo::at(path)?.is_some_and(|mounted| is_new(&mounted)) {
+        // Moved in the last moment: the mount lies on the directory that was checked, wherever that is now.
+        if let Some(moved) = mountinfo::read()?.into_iter().rfind(|mounted| is_new(mounted) && mounted.source == source)
+            && let Err(error) = unmount::detach(&moved.mountpoint, Some(&moved.device))
+        {
+            tracing::error!("{error}");
+        }
+        return Err(io::Error::other("the mountpoint was replaced while it was being mounted"));
+    }
     Ok(device)
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::device::{self, Notification};
 use super::link::{Kept, Link, MOST_CHANNELS};
+use super::mountpoint::{Directory, Mountpoint};
 use super::{MountError, mountinfo, unmount};
 use crate::config::MountConfig;
 use crate::fs::{FsOptions, SwampFs, session_config};
@@ -35,14 +36,20 @@ pub(super) struct Kernel {
 /// Mounts, or takes the mount of the worker before over, and waits until it answers.
 pub(super) async fn mount(
     config: &MountConfig,
-    path: &Path,
+    place: Mountpoint,
     engine: &Arc<Engine>,
     link: Option<&mut Link>,
 ) -> Result<Kernel, MountError> {
+    let Mountpoint { path, directory, .. } = place;
+    let path = path.as_path();
     let failed = |reason: String| MountError::Fuse { mountpoint: path.to_owned(), reason };
     let options = session_options(config);
     let passthrough = config.passthrough && survive_leases();
     let fs = SwampFs::new(Arc::clone(engine), Handle::current(), passthrough);
+    if let Some(directory) = &directory {
+        // The check of the mountpoint was before the first request to the bucket.
+        directory.check(path)?;
+    }
     let at = path.to_owned();
     let (resumed, socket) = match link {
         Some(link) => (link.kept.take(), Some(link.socket.try_clone().map_err(|e| failed(e.to_string()))?)),
@@ -51,7 +58,7 @@ pub(super) async fn mount(
     let fresh = resumed.is_none();
     let connected = tokio::task::spawn_blocking(move || match resumed {
         Some(kept) => take_over(&kept, &fs, &options),
-        None => connect(&at, &fs, &options, socket.as_ref()),
+        None => connect(&at, directory.as_ref(), &fs, &options, socket.as_ref()),
     });
     let connected = connected.await.map_err(|e| failed(e.to_string()))?;
     let Connected { device, sessions } = connected.map_err(|e| failed(in_words(&e)))?;
@@ -85,11 +92,12 @@ struct Connected {
 
 fn connect(
     path: &Path,
+    directory: Option<&Directory>,
     fs: &SwampFs,
     options: &fuser::Config,
     supervisor: Option<&OwnedFd>,
 ) -> std::io::Result<Connected> {
-    let first = device::mount(path, options)?;
+    let first = device::mount(path, directory, options)?;
     let connected = introduce(path, first, fs, options, supervisor);
     if connected.is_err()
         && let Err(error) = unmount::detach(path, None)

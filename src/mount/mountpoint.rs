@@ -1,11 +1,14 @@
 //! Is this a place to mount on? Checks with errors that say what to do, before anything is started.
 //!
-//! Depends on `mountinfo` and `unmount`. Invariant: nothing is detached but a FUSE mount whose process is gone.
+//! Depends on `mountinfo` and `unmount`. Invariants: nothing is detached but a FUSE mount whose process is gone; what was
+//! checked is what is mounted on, whoever renames directories or plants symlinks meanwhile.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Access;
+use rustix::fs::{Access, CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 
 use super::{mountinfo, registry, unmount};
 use crate::config::{MountConfig, Source};
@@ -59,6 +62,9 @@ pub enum MountpointError {
         /// Why.
         reason: String,
     },
+    /// Another directory, or a symlink, has the name by now.
+    #[error("the mountpoint {0:?} was replaced while the mount was being prepared; nothing is mounted there")]
+    Swapped(PathBuf),
     /// No right to mount there.
     #[error("you have no permission to mount on {0:?}: the directory must be yours and writable")]
     Permission(PathBuf),
@@ -88,10 +94,12 @@ pub enum MountpointError {
 }
 
 /// A mountpoint that will do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Mountpoint {
     /// Canonical path.
     pub path: PathBuf,
+    /// The directory that was checked; none below a mount that is taken over.
+    pub directory: Option<Directory>,
     /// What the user should know.
     pub notice: Option<String>,
 }
@@ -124,10 +132,50 @@ pub fn check(config: &MountConfig) -> Result<Mountpoint, MountpointError> {
         }
         _ => {}
     }
+    let directory = Directory::open(&path)?;
     check_directory(&path)?;
     check_apart(&path, config)?;
     check_fuse(config.allow_other)?;
-    Ok(Mountpoint { path, notice })
+    directory.check(&path)?;
+    Ok(Mountpoint { path, directory: Some(directory), notice })
+}
+
+/// A directory by its descriptor, whatever happens to its name.
+#[derive(Debug)]
+pub struct Directory(OwnedFd);
+
+impl Directory {
+    /// Opens a canonical path: no part of it may be a symlink any more.
+    pub fn open(path: &Path) -> Result<Self, MountpointError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        loop {
+            match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+                Ok(directory) => return Ok(Self(directory)),
+                // A rename elsewhere raced the lookup.
+                Err(Errno::AGAIN) => {}
+                Err(Errno::LOOP) => return Err(MountpointError::Swapped(path.to_owned())),
+                Err(Errno::NOTDIR) => return Err(MountpointError::NotADirectory(path.to_owned())),
+                Err(error) => return Err(MountpointError::Io { path: path.to_owned(), source: error.into() }),
+            }
+        }
+    }
+
+    /// Whether the path still leads here.
+    pub fn check(&self, path: &Path) -> Result<(), MountpointError> {
+        let identity = |directory: &Self| {
+            let stat = rustix::fs::fstat(&directory.0);
+            let stat = stat.map_err(|e| MountpointError::Io { path: path.to_owned(), source: e.into() })?;
+            Ok((stat.st_dev, stat.st_ino))
+        };
+        let swapped = || MountpointError::Swapped(path.to_owned());
+        let now = Self::open(path).map_err(|_| swapped())?;
+        if identity(&now)? == identity(self)? { Ok(()) } else { Err(swapped()) }
+    }
+
+    /// A path that leads here as long as this is open.
+    pub fn by_descriptor(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
 }
 
 /// The canonical path of a mountpoint, also of one whose file system is dead.

@@ -96,7 +96,7 @@ async fn serve(config: &MountConfig, reporter: &mut Reporter, mut link: Option<&
     let mut signals = signals.map_err(MountError::system("listen to signals"))?;
     let resumes = link.as_ref().is_some_and(|link| link.resumes());
     let history = link.as_ref().map(|link| link.history.clone()).unwrap_or_default();
-    let (path, instance, engine) = tokio::select! {
+    let (place, instance, engine) = tokio::select! {
         biased;
         prepared = prepare(config, reporter, link.as_deref()) => prepared?,
         // Who takes a mount over ends it in order, when it has it.
@@ -104,8 +104,9 @@ async fn serve(config: &MountConfig, reporter: &mut Reporter, mut link: Option<&
             return Err(MountError::Background(format!("ended by {} before the mount was ready", signal.name())));
         }
     };
+    let path = place.path.clone();
     let running = Running::new(Arc::clone(&engine), instance, signals, Some(&path), config.engine.read_only, &history)?;
-    let kernel = match kernel::mount(config, &path, &engine, link.as_deref_mut()).await {
+    let kernel = match kernel::mount(config, place, &engine, link.as_deref_mut()).await {
         Ok(kernel) => kernel,
         Err(error) => {
             engine.close().await;
@@ -146,10 +147,10 @@ async fn prepare(
     config: &MountConfig,
     reporter: &mut Reporter,
     link: Option<&Link>,
-) -> Result<(PathBuf, Instance, Arc<Engine>), MountError> {
+) -> Result<(Mountpoint, Instance, Arc<Engine>), MountError> {
     let checked = match link.and_then(|link| link.kept.as_ref()) {
         // It is mounted, and a look at it would wait for this process.
-        Some(kept) => Mountpoint { path: kept.path.clone(), notice: None },
+        Some(kept) => Mountpoint { path: kept.path.clone(), directory: None, notice: None },
         None => mountpoint::check(config)?,
     };
     let source = config.store.to_string();
@@ -173,7 +174,7 @@ async fn prepare(
         tracing::warn!("{warning}");
         reporter.notice(&warning);
     }
-    Ok((checked.path, instance, engine))
+    Ok((checked, instance, engine))
 }
 
 /// The working directory of a mount must not keep another file system busy.

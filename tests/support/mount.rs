@@ -202,6 +202,11 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
+    /// The SOURCE that it mounts.
+    pub fn source(&self) -> String {
+        self.lab.source()
+    }
+
     /// Where it mounts.
     pub fn mountpoint(&self) -> PathBuf {
         self.home.path().canonicalize().expect("there").join("mnt")
