@@ -13,6 +13,9 @@ mod s3_server;
 #[allow(dead_code)]
 #[path = "../tests/support/server/mod.rs"]
 mod server;
+#[allow(dead_code)]
+#[path = "../tests/support/weather.rs"]
+mod weather;
 
 use std::time::Duration;
 

@@ -30,6 +30,9 @@ mod s3_server;
 #[allow(dead_code)]
 #[path = "../../tests/support/server/mod.rs"]
 mod server;
+#[allow(dead_code)]
+#[path = "../../tests/support/weather.rs"]
+mod weather;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -17,6 +17,8 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 use tokio::sync::watch;
 
+use super::weather::Weather;
+
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What happens to a request that a rule matches.
@@ -136,17 +138,23 @@ impl Fault {
     }
 }
 
-/// All rules in force.
+/// All rules in force, and the weather.
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<Vec<Fault>>);
+pub struct Faults(Mutex<Vec<Fault>>, Mutex<Option<Arc<Weather>>>);
 
 impl Faults {
     pub fn add(&self, fault: Fault) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
     }
 
+    /// Removes the rules.
     pub fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Faults at random from now on, or no more of them.
+    pub fn set_weather(&self, weather: Option<Arc<Weather>>) {
+        *self.1.lock().unwrap_or_else(PoisonError::into_inner) = weather;
     }
 
     /// Everything that happens to one request; counts.
@@ -166,6 +174,9 @@ impl Faults {
             rule.times = if rule.times == usize::MAX { usize::MAX } else { rule.times - 1 };
             actions.push(rule.action.clone());
         }
+        drop(rules);
+        let weather = self.1.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        actions.extend(weather.into_iter().flat_map(|weather| weather.take(operation, key)));
         actions
     }
 }

@@ -20,3 +20,5 @@ pub mod reference;
 pub mod s3_server;
 pub mod server;
 pub mod stores;
+pub mod watch;
+pub mod weather;

@@ -82,6 +82,7 @@ pub(super) async fn serve(
     protocol: Arc<dyn Protocol>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
+    let _serving = Serving::begin(&shared);
     let (parts, incoming) = request.into_parts();
     let mut call = protocol.receive(parts, incoming).await?;
     let (path, head) = (call.parts.uri.path().to_owned(), call.parts.method == Method::HEAD);
@@ -137,6 +138,22 @@ pub(super) async fn serve(
         }
     }
     Ok(finish(response))
+}
+
+/// Counts a request while it is served, also one whose client goes away.
+struct Serving(Arc<Shared>);
+
+impl Serving {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.serving.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.serving.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// An answer of something between client and store.

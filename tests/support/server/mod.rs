@@ -9,7 +9,9 @@ mod front;
 mod state;
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -18,9 +20,11 @@ use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
 use super::faults::{Action, Fault, Faults, Gate, Record};
+use super::weather::Weather;
 #[allow(unused_imports)] // Each protocol takes what it needs.
 pub use front::{Body, Call, Protocol, full};
-pub use state::{Metadata, Page, State, StoredObject, hex, md5};
+use state::Watcher;
+pub use state::{Metadata, Objects, Page, State, StoredObject, hex, md5};
 
 /// What the server's tasks, its protocol and its owner share.
 #[derive(Debug, Default)]
@@ -28,6 +32,8 @@ pub struct Shared {
     state: Mutex<State>,
     faults: Faults,
     records: Mutex<Vec<Record>>,
+    /// Requests that arrived and are neither answered nor given up.
+    serving: AtomicUsize,
 }
 
 impl Shared {
@@ -109,6 +115,25 @@ impl Server {
         self.shared.faults.clear();
     }
 
+    /// Faults at random from now on; `None`: no more of them.
+    pub fn set_weather(&self, weather: Option<Arc<Weather>>) {
+        self.shared.faults.set_weather(weather);
+    }
+
+    /// Shows every write of a client, right before it happens and atomically with it.
+    pub fn watch_writes(&self, watcher: impl FnMut(&Objects, &str, &Bytes) + Send + 'static) {
+        self.shared.state().watcher = Some(Watcher(Box::new(watcher)));
+    }
+
+    /// Returns once no request is being served.
+    pub fn quiet(&self) {
+        let began = Instant::now();
+        while self.shared.serving.load(Ordering::SeqCst) > 0 {
+            assert!(began.elapsed() < Duration::from_secs(30), "a request never ends");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
     /// Every request so far.
     pub fn requests(&self) -> Vec<Record> {
         self.shared.records().clone()
@@ -138,7 +163,18 @@ impl Server {
     pub fn put_object_with(&self, key: &str, bytes: impl Into<Bytes>, metadata: Metadata) -> String {
         let bytes = bytes.into();
         let etag = hex(&md5(&bytes));
-        self.shared.state().put(key, bytes, etag, metadata, None).etag
+        self.shared.state().unwatched(|state| state.put(key, bytes, etag, metadata, None).etag)
+    }
+
+    /// Replaces an object without a request if it still is of this entity tag; whether it was.
+    pub fn replace_object(&self, key: &str, etag: &str, bytes: impl Into<Bytes>) -> bool {
+        let (bytes, mut state) = (bytes.into(), self.shared.state());
+        let same = state.objects.get(key).is_some_and(|object| object.etag == etag);
+        if same {
+            let etag = hex(&md5(&bytes));
+            state.unwatched(|state| state.put(key, bytes, etag, Metadata::new(), None));
+        }
+        same
     }
 
     /// Puts a large object of zeros, which take no memory until somebody writes to them.

@@ -1,6 +1,7 @@
 //! What a server holds: the objects of one bucket, with all that any protocol says of them. Knows nothing of HTTP.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use bytes::Bytes;
 use md5::{Digest, Md5};
@@ -29,9 +30,21 @@ impl StoredObject {
     }
 }
 
+/// Objects by key.
+pub type Objects = BTreeMap<String, StoredObject>;
+
+/// Is shown what is there, and which bytes a key is about to get.
+pub(super) struct Watcher(pub Box<dyn FnMut(&Objects, &str, &Bytes) + Send>);
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watcher")
+    }
+}
+
 #[derive(Debug)]
 pub struct State {
-    pub objects: BTreeMap<String, StoredObject>,
+    pub objects: Objects,
     /// Seconds that the server's clock is ahead of ours.
     pub clock_offset: i64,
     /// Most bytes that one request of a copy does.
@@ -39,12 +52,13 @@ pub struct State {
     /// What stands for the bytes of uploads in parts, where only their sizes are kept.
     pub zeros: Option<Bytes>,
     last_generation: i64,
+    pub(super) watcher: Option<Watcher>,
 }
 
 impl Default for State {
     fn default() -> Self {
         let (objects, last_generation) = (BTreeMap::new(), 1_763_600_000_000_000);
-        Self { objects, clock_offset: 0, copy_step: u64::MAX, zeros: None, last_generation }
+        Self { objects, clock_offset: 0, copy_step: u64::MAX, zeros: None, last_generation, watcher: None }
     }
 }
 
@@ -72,11 +86,22 @@ impl State {
         metadata: Metadata,
         content_type: Option<String>,
     ) -> StoredObject {
+        if let Some(Watcher(look)) = &mut self.watcher {
+            look(&self.objects, key, &bytes);
+        }
         self.last_generation += 1;
         let (generation, modified) = (self.last_generation, self.now());
         let object = StoredObject { bytes, rotten: None, etag, generation, modified, metadata, content_type };
         self.objects.insert(key.to_owned(), object.clone());
         object
+    }
+
+    /// Does something behind the watcher's back.
+    pub fn unwatched<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> T {
+        let watcher = self.watcher.take();
+        let done = act(self);
+        self.watcher = watcher;
+        done
     }
 
     /// A page of the names that begin with `prefix`, after a name or common prefix.
