@@ -318,14 +318,17 @@ impl<'a> Work<'a> {
         }
         let Some(id) = content.id else { return Ok(false) };
         let Some(version) = self.version_after(id) else { return Ok(false) };
+        if version.key != path.as_str() {
+            // A rename that was dropped: equal entries of two files say nothing of the bytes to come.
+            return Ok(false);
+        }
         if version.entry == *entry {
             return Ok(true);
         }
         let same_bytes = version.entry.size == entry.size
             && version.entry.sha256.is_some()
             && version.entry.sha256 == entry.sha256
-            && version.entry.kind() == entry.kind()
-            && version.key == path.as_str();
+            && version.entry.kind() == entry.kind();
         if !same_bytes {
             return Ok(false);
         }

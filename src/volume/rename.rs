@@ -52,7 +52,7 @@ impl Volume {
         if inner.tree.is_within(new_parent, ino) {
             return Err(VolumeError::Invalid("a directory cannot move below itself"));
         }
-        match (target, mode) {
+        let left = match (target, mode) {
             (Some(_), RenameMode::NoReplace) => return Err(VolumeError::Exists),
             (None, RenameMode::Exchange) => return Err(VolumeError::NotFound),
             (Some(target), _) if target == ino => return Ok(Vec::new()),
@@ -60,21 +60,23 @@ impl Volume {
                 if inner.tree.is_within(parent, target) {
                     return Err(VolumeError::Invalid("a directory cannot change places with its parent"));
                 }
-                self.exchange(&mut inner, (ino, &from_path), (target, &to_path))?;
+                self.exchange(&mut inner, (ino, &from_path), (target, &to_path))?
             }
             (Some(target), RenameMode::Replace) => {
                 self.check_replace(&inner, ino, target)?;
-                self.move_to(&mut inner, (ino, &from_path), (new_parent, new_name, &to_path), Some(target))?;
+                self.move_to(&mut inner, (ino, &from_path), (new_parent, new_name, &to_path), Some(target))?
             }
-            (None, _) => {
-                self.move_to(&mut inner, (ino, &from_path), (new_parent, new_name, &to_path), None)?;
-            }
-        }
+            (None, _) => self.move_to(&mut inner, (ino, &from_path), (new_parent, new_name, &to_path), None)?,
+        };
         inner.touch_ctime(ino);
         inner.touch_directory(parent);
         inner.touch_directory(new_parent);
         self.changed.notify_one();
-        self.reveal(&mut inner, &from_path)
+        let mut notices = self.reveal(&mut inner, &from_path)?;
+        for path in left.iter().filter(|path| **path != from_path) {
+            notices.extend(self.reveal(&mut inner, path)?);
+        }
+        Ok(notices)
     }
 
     fn check_replace(&self, inner: &Inner, ino: Ino, target: Ino) -> Result<()> {
@@ -106,13 +108,14 @@ impl Volume {
         Ok(all)
     }
 
+    /// Returns the files' old paths.
     fn move_to(
         &self,
         inner: &mut Inner,
         (ino, from): (Ino, &str),
         (new_parent, new_name, to): (Ino, &str, &str),
         target: Option<Ino>,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         let moved = self.moved(inner, ino, from, to)?;
         if target.is_some() {
             // A crash after the rename must not leave the new name with a content that never reached the disk.
@@ -141,7 +144,7 @@ impl Volume {
         if let Some(id) = dropped {
             self.discard_unless_live(inner, id);
         }
-        Ok(())
+        Ok(moved.into_iter().map(|file| file.from).collect())
     }
 
     fn sync_unsynced(&self, inner: &Inner, moved: &[Moved]) -> Result<()> {
@@ -214,7 +217,8 @@ impl Volume {
         }
     }
 
-    fn exchange(&self, inner: &mut Inner, a: (Ino, &str), b: (Ino, &str)) -> Result<()> {
+    /// Returns the files' old paths.
+    fn exchange(&self, inner: &mut Inner, a: (Ino, &str), b: (Ino, &str)) -> Result<Vec<String>> {
         let mut moved = self.moved(inner, a.0, a.1, b.1)?;
         moved.extend(self.moved(inner, b.0, b.1, a.1)?);
         self.sync_unsynced(inner, &moved)?;
@@ -229,6 +233,6 @@ impl Volume {
         inner.commit(changes)?;
         inner.tree.exchange(a.0, b.0);
         inner.touch_ctime(b.0);
-        Ok(())
+        Ok(moved.into_iter().map(|file| file.from).collect())
     }
 }

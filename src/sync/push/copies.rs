@@ -14,7 +14,7 @@ use super::transfer::{Failed, Transferred, Verdict};
 use super::uploads::new_entry;
 use crate::cache::rows::{UploadMark, Version};
 use crate::store::{CopySource, Fingerprint, Precondition, StoreError, StoreErrorKind};
-use crate::volume::PlannedPut;
+use crate::volume::{PlannedPut, PlannedRow};
 
 impl Engine {
     pub(super) async fn copy_row(
@@ -98,6 +98,15 @@ impl Engine {
                 Ok(shown.then_some(fingerprint))
             }
             BaseVersion::Missing | BaseVersion::Different(_) => Ok(None),
+        }
+    }
+
+    /// Whether another writer certainly replaced or removed what a row would be copied from.
+    pub(super) async fn lost_origin(&self, row: &PlannedRow) -> bool {
+        let Some(origin) = row.put.as_ref().and_then(|put| put.origin.as_ref()) else { return false };
+        match &origin.fingerprint {
+            Some(known) => matches!(self.is_version(&origin.key, known).await, Ok(false)),
+            None => matches!(self.version_to_copy(origin).await, Ok(None)),
         }
     }
 

@@ -108,7 +108,8 @@ impl Wave<'_> {
             self.stuck.retain(|at| Some(*at) != place);
             match result {
                 Some(Ok(transferred)) => {
-                    if matches!(transferred.verdict, Verdict::Again) {
+                    // A conflict's new name gets its copy in the next round.
+                    if matches!(transferred.verdict, Verdict::Again | Verdict::Conflict) {
                         self.stuck.extend(place);
                     }
                     self.done.push(transferred);
@@ -163,6 +164,8 @@ impl Engine {
                             put.origin = None;
                         }
                     }
+                    // Nothing to wait for: its transfer finds out what that means for the rename.
+                    Err(_) if self.lost_origin(&wave.rows[at]).await => wave.jobs[at].copies_from = None,
                     Err(error) => {
                         let path = wave.rows[at].path.to_string();
                         wave.waiting.retain(|i| *i != at);
