@@ -5,10 +5,10 @@ mod support;
 
 use std::sync::Arc;
 
-use support::bucket::KINDS;
+use support::bucket::{Bucket, KINDS};
 use support::hooked::{HookedStore, Verdict};
 use support::host::Host;
-use support::machine::{add_foreign, contents, pairs, remove_foreign};
+use support::machine::{add_foreign, add_hashed, contents, pairs, remove_foreign};
 use swamp_mount::datastore::INDEX_KEY;
 use swamp_mount::store::StoreErrorKind;
 use swamp_mount::volume::RenameMode;
@@ -162,4 +162,28 @@ fn two_machines_that_rename_alike_make_no_conflict() {
         assert_eq!(contents(store), pairs(&[("other", "other"), ("to", "renamed")]));
         assert_eq!(second.conflicts(), Vec::<String>::new());
     });
+}
+
+#[test]
+fn a_rename_back_over_an_upload_of_ours_finds_the_copy_that_was_made_before() {
+    // The push copied the one file and uploaded over it, and died. Renamed back, its entry spoke of bytes that were only
+    // in the copy, which was deleted.
+    for add in [add_foreign, add_hashed] {
+        each(|store, host| renamed_back(store, host, add));
+    }
+}
+
+fn renamed_back(store: &HookedStore, mut host: Host, add: fn(&Bucket, &str, &str)) {
+    add(store, "a", "of a");
+    add(store, "b", "of b");
+    host.start().unwrap();
+    host.write("b", b"ours, longer").unwrap();
+    host.rename("a", "b", RenameMode::Exchange).unwrap();
+    flush_without(store, &host, "put", INDEX_KEY);
+    assert_eq!([store.text("a").unwrap(), store.text("b").unwrap()], ["ours, longer", "of a"]);
+    host.rename("b", "a", RenameMode::Replace).unwrap();
+    host.flush().unwrap();
+    assert_eq!(contents(store), pairs(&[("a", "of a")]));
+    assert_eq!((host.names().unwrap(), store.text("b")), (vec!["a".to_owned()], None));
+    assert_eq!(host.read("a").unwrap(), b"of a");
 }

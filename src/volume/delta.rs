@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use super::inner::Inner;
 use super::live::{LiveContent, Stable};
-use super::{Result, VolumeError};
+use super::{Result, Volume, VolumeError};
 use crate::cache::ContentId;
-use crate::cache::rows::{AnsweredRow, CommittedRow, ContentRow, Delta, DeltaRow, NodeRow, PendingDelete, Version};
+use crate::cache::rows::{
+    AnsweredRow, CommittedRow, ContentRow, Delta, DeltaRow, NodeRow, PendingDelete, UploadMark, Version,
+};
+use crate::datastore::Entry;
 use crate::tree::{Ino, ROOT};
 
 /// Row changes of one operation; the last word on a path counts.
@@ -86,6 +89,21 @@ impl Changes {
     /// What these changes make of a content; `None` when they do not touch it.
     pub fn content_of(&self, id: ContentId) -> Option<&Option<ContentRow>> {
         self.contents.get(&id)
+    }
+}
+
+impl Volume {
+    /// Objects beside `path` that pushes of ours may have made of these bytes, and that may be all that is left of them.
+    pub fn copies_made(&self, path: &str, entry: &Entry) -> Vec<(String, UploadMark)> {
+        let inner = self.lock();
+        let of_rows = inner.deltas.iter().filter_map(|(path, row)| Some((path, row.upload.as_ref()?)));
+        let of_deletes = inner.pending_deletes.iter().filter_map(|(key, row)| Some((key, row.upload.as_ref()?)));
+        of_rows
+            .chain(of_deletes)
+            .filter(|(_, mark)| mark.size == entry.size && mark.sha256 == entry.sha256.as_deref().unwrap_or_default())
+            .map(|(at, mark)| (mark.key.clone().unwrap_or_else(|| at.clone()), mark.clone()))
+            .filter(|(key, _)| key != path)
+            .collect()
     }
 }
 

@@ -124,12 +124,19 @@ pub fn remove_foreign(bucket: &Bucket, name: &str) {
 
 /// Another writer adds a file, lock or no lock.
 pub fn add_foreign(bucket: &Bucket, name: &str, text: &str) {
+    add_with(bucket, name, text, None);
+}
+
+/// The same with the hash in the entry.
+pub fn add_hashed(bucket: &Bucket, name: &str, text: &str) {
+    let entry = super::mount::entry(name, text.as_bytes());
+    add_with(bucket, name, text, entry["sha256"].as_str().map(str::to_owned));
+}
+
+fn add_with(bucket: &Bucket, name: &str, text: &str, sha256: Option<String>) {
     let mut index = index_of(bucket);
-    let entry = Entry {
-        size: text.len() as u64,
-        last_modified: timestamp::format_nanos(timestamp::now_nanos()),
-        ..Entry::default()
-    };
+    let last_modified = timestamp::format_nanos(timestamp::now_nanos());
+    let entry = Entry { size: text.len() as u64, last_modified, sha256, ..Entry::default() };
     index.set(&RelPath::parse(name).unwrap(), &entry);
     bucket.set(name, text);
     bucket.set(INDEX_KEY, index.to_bytes());

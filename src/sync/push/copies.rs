@@ -50,12 +50,13 @@ impl Engine {
         if self.volume.has_local_content(put.ino) {
             return self.upload_row(done, &PlannedPut { origin: None, suspect: false, ..put.clone() }, looked).await;
         }
-        // Or an interrupted push copied them to the name that the file had then.
-        if let Some((mark, key)) = done.row.upload.clone().and_then(|mark| mark.key.clone().map(|key| (mark, key)))
-            && let Some(left) = self.own_copy(&key, &mark, &origin).await?
-        {
+        // Or an interrupted push copied them to a name that the file had then.
+        let moved = done.row.upload.clone().and_then(|mark| mark.key.clone().map(|key| (key, mark)));
+        let made = self.volume.copies_made(done.row.path.as_str(), &origin.entry);
+        for (key, mark) in moved.into_iter().chain(made) {
+            let Some(left) = self.own_copy(&key, &mark, &origin).await? else { continue };
             let made = Version { key, entry: origin.entry.clone(), fingerprint: Some(left.clone()) };
-            if self.copy(&mut done, &made, left, put, looked).await? {
+            if self.copy(&mut done, &made, left, put, looked.clone()).await? {
                 done.copied = Some(origin);
                 return Ok(done);
             }
@@ -99,6 +100,13 @@ impl Engine {
             }
             BaseVersion::Missing | BaseVersion::Different(_) => Ok(None),
         }
+    }
+
+    /// Whether an earlier push of ours put other bytes over the entry that a file of this name has (again).
+    pub(super) async fn is_overwritten(&self, row: &PlannedRow, origin: &Version) -> Result<bool, StoreError> {
+        let Some(mark) = &row.upload else { return Ok(false) };
+        let left = self.own_upload(row.path.as_str(), mark).await?;
+        Ok(left.is_some_and(|left| (left.size, &left.sha256) != (origin.entry.size, &origin.entry.sha256)))
     }
 
     /// Whether another writer certainly replaced or removed what a row would be copied from.

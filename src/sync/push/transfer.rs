@@ -144,7 +144,7 @@ impl Engine {
         let looked = |at: &usize| !matches!(looks[*at], Look::Failed);
         let (waiting, unseen): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(looked);
         let mut wave = Wave {
-            jobs: rows.iter().map(job_of).chain(flights.jobs().map(|(_, job)| job.clone())).collect(),
+            jobs: rows.iter().map(|row| self.job_of(row)).chain(flights.jobs().map(|(_, job)| job.clone())).collect(),
             places: paths.enumerate().map(|(at, path)| (path, at)).collect(),
             waiting,
             stuck: unseen.into_iter().chain(rows.len()..rows.len() + flights.len()).collect(),
@@ -253,7 +253,9 @@ impl Engine {
             return Ok(done);
         };
         match (&put.origin, put.suspect) {
-            (Some(origin), false) if origin.key == done.row.path.as_str() => {
+            (Some(origin), false)
+                if origin.key == done.row.path.as_str() && !self.is_overwritten(&done.row, origin).await? =>
+            {
                 let entry = fields_entry(origin, &put);
                 let fingerprint = origin.fingerprint.clone();
                 let change = if is_undone(&done.row, &origin.entry) {
@@ -272,6 +274,24 @@ impl Engine {
     }
 }
 
+impl Engine {
+    fn job_of(&self, row: &PlannedRow) -> Job {
+        let path = row.path.as_str();
+        let origin = row.put.as_ref().filter(|p| !p.suspect).and_then(|p| p.origin.as_ref());
+        let copies_from = match origin {
+            // Renamed away and back: perhaps over an upload of ours, and the bytes are where it was meanwhile.
+            Some(origin) if origin.key == path => {
+                let copies = row.upload.as_ref().map(|_| self.volume.copies_made(path, &origin.entry));
+                copies.and_then(|copies| copies.into_iter().next()).map(|(key, _)| key)
+            }
+            origin => origin.map(|origin| origin.key.clone()),
+        };
+        let only_fields = origin.is_some() && copies_from.is_none();
+        let writes = (row.put.is_some() && !only_fields).then(|| row.path.to_string());
+        Job { writes, copies_from }
+    }
+}
+
 /// Whether the index does not speak of the upload of `entry` (any more).
 fn is_undone(row: &PlannedRow, entry: &Entry) -> bool {
     row.replaces.as_ref().is_none_or(|replaced| {
@@ -287,12 +307,4 @@ enum SyncOrFetch {
     Volume(#[from] VolumeError),
     #[error(transparent)]
     Fetch(#[from] FetchError),
-}
-
-fn job_of(row: &PlannedRow) -> Job {
-    let origin = row.put.as_ref().filter(|p| !p.suspect).and_then(|p| p.origin.as_ref());
-    let copies_from = origin.map(|o| o.key.clone()).filter(|key| key != row.path.as_str());
-    let only_fields = origin.is_some() && copies_from.is_none();
-    let writes = (row.put.is_some() && !only_fields).then(|| row.path.to_string());
-    Job { writes, copies_from }
 }
