@@ -132,8 +132,12 @@ impl Volume {
             work.settle(settled, &mut revealed)?;
         }
         self.repoint(work.inner, settled, &mut work.changes);
-        for (path, row) in new.into_iter().flat_map(|new| committed::rows_of(new, || work.inner.new_generation())) {
-            work.changes.delta(&path, Some(row));
+        let restored = new.map(|new| committed::rows_of(new, || work.inner.new_generation()));
+        for (path, row) in restored.unwrap_or_default() {
+            // The bucket was asked without the lock: what was done here meanwhile counts.
+            if work.row_after(&path).is_none() {
+                work.changes.delta(&path, Some(row));
+            }
         }
         let mut seen: HashSet<&RelPath> = HashSet::new();
         for path in changed.iter().chain(&revealed).filter(|path| seen.insert(path)) {

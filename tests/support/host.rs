@@ -102,6 +102,11 @@ impl Host {
         Ok((runtime, engine, engine.volume()))
     }
 
+    /// Its names and contents, for what happens in the middle of a request.
+    pub fn volume(&self) -> Arc<Volume> {
+        Arc::clone(self.parts().expect("started").2)
+    }
+
     /// `swamp-mount flush`.
     pub fn flush(&self) -> Outcome<()> {
         let (runtime, engine, _) = self.parts()?;

@@ -1,0 +1,59 @@
+//! Promise: when an index from before our commit is written after it, what this machine does while that is found out is kept.
+
+mod support;
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use support::bucket::KINDS;
+use support::hooked::HookedStore;
+use support::host::Host;
+use support::machine::{add_foreign, contents, pairs};
+use swamp_mount::datastore::INDEX_KEY;
+use swamp_mount::tree::ROOT;
+use swamp_mount::volume::{OpenOutcome, OpenRequest, Volume};
+
+/// What happens right before the bucket is asked whether the object still is ours, and what is there after the next push.
+const CASES: &[(fn(&Arc<Volume>), &[(&str, &str)])] =
+    &[(edit, &[("new", "second"), ("other", "other")]), (remove, &[("other", "other")])];
+
+fn edit(volume: &Arc<Volume>) {
+    let ino = volume.lookup(ROOT, "new").unwrap().ino;
+    let opened = volume.open(ino, OpenRequest { writable: true, truncate: true }).unwrap();
+    let OpenOutcome::Ready(handle) = opened else { panic!("its bytes are here") };
+    handle.live.modify(|file| file.write_all_at(b"second", 0)).unwrap();
+    volume.written(&handle, 6);
+    volume.release(&handle);
+}
+
+fn remove(volume: &Arc<Volume>) {
+    volume.unlink(ROOT, "new").unwrap();
+}
+
+#[test]
+fn a_change_that_meets_the_return_of_a_dropped_commit_is_kept() {
+    // The row that brings the commit back took the place of the change's own: an edit was never pushed, a removed file
+    // waited for a push for ever.
+    for kind in KINDS {
+        for (change, end) in CASES {
+            eprintln!("---- over {}, {end:?}", kind.name);
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let store = runtime.block_on(HookedStore::new(kind));
+            add_foreign(&store, "other", "other");
+            let mut host = Host::new("here", Arc::clone(&store) as _);
+            host.start().unwrap();
+            let view = store.bytes(INDEX_KEY).unwrap();
+            host.write("new", b"first").unwrap();
+            host.flush().unwrap();
+            store.set(INDEX_KEY, view);
+            let volume = host.volume();
+            store.before("head", "new", move |_| change(&volume));
+            host.refresh().unwrap();
+            host.flush().unwrap();
+            assert_eq!(contents(&store), pairs(end));
+            assert_eq!(store.text("new").as_deref(), (end.len() > 1).then_some("second"));
+            assert_eq!(host.names().unwrap().len(), end.len());
+            assert_eq!(host.volume().pending_counts(), (0, 0, 0));
+        }
+    }
+}
