@@ -15,10 +15,13 @@ pub mod host;
 pub mod machine;
 pub mod model;
 pub mod mount;
+pub mod play;
 pub mod reference;
 #[cfg(feature = "s3")]
 pub mod s3_server;
 pub mod server;
+pub mod steps;
 pub mod stores;
 pub mod watch;
 pub mod weather;
+pub mod world;

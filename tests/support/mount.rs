@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use swamp_mount::store::{ObjectStore, RequestPolicy};
 use tempfile::TempDir;
 
 use super::bucket::{Bucket, KINDS, kind};
@@ -16,6 +18,7 @@ use super::server::Server;
 
 const MONOLITH: &str = ".datastore-index.json";
 const META: &str = "_index/_meta.json";
+const EMPTY_META: &str = r#"{"version":2,"partitions":[],"commitSeq":0}"#;
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,9 +55,23 @@ impl Lab {
     fn over(bucket: Bucket) -> Self {
         let sharded = std::env::var("SWAMP_TEST_LAYOUT").is_ok_and(|layout| layout == "shards");
         if sharded {
-            bucket.set(META, r#"{"version":2,"partitions":[],"commitSeq":0}"#);
+            bucket.set(META, EMPTY_META);
         }
         Self { bucket, sharded }
+    }
+
+    /// With an S3 server and a layout, whatever the environment has.
+    pub fn s3_laid_out(sharded: bool) -> Self {
+        let bucket = Bucket::new(kind("s3"));
+        if sharded {
+            bucket.set(META, EMPTY_META);
+        }
+        Self { bucket, sharded }
+    }
+
+    /// A client of the bucket in this process.
+    pub async fn connect(&self, policy: RequestPolicy) -> Arc<dyn ObjectStore> {
+        self.bucket.connect("", policy).await
     }
 
     /// The object of the index that has the entries of files at the root.

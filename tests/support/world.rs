@@ -1,0 +1,352 @@
+//! A plain model of a datastore and of the machines that share it: what a view shows, and what a push may make of the
+//! bucket. No I/O; contents are compared as bytes, versions by what their entries say.
+//!
+//! [`View::pushed`] is the table of conflicts of `docs/semantics.md` in code. Where a promise leaves a choice (a push that
+//! ended halfway; a renamed file whose bytes somebody replaced) it takes either, never anything else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// A file as an index has it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Version {
+    pub bytes: Vec<u8>,
+    /// What the entry says of it, without attributes.
+    pub entry: String,
+}
+
+impl fmt::Debug for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of {}", shown(&self.bytes), self.entry)
+    }
+}
+
+/// Bytes for a message.
+pub fn shown(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned()
+}
+
+/// What an index lists.
+pub type Bucket = BTreeMap<String, Version>;
+/// Bytes of objects, whatever an index says of them.
+pub type Objects = BTreeMap<String, Vec<u8>>;
+
+/// What this machine did to a name.
+#[derive(Clone)]
+struct Row {
+    /// `None`: removed.
+    mine: Option<Vec<u8>>,
+    replaces: Option<Version>,
+    /// The bytes lie in the bucket under this name in this version, and perhaps only there.
+    origin: Option<(String, Version)>,
+    /// A push that did not end well was about it: its upload may be recorded, or the row may be settled.
+    tried: bool,
+    /// What such pushes may have uploaded.
+    attempted: Vec<Vec<u8>>,
+    /// What they put into the index.
+    left: Vec<Vec<u8>>,
+}
+
+impl fmt::Debug for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mine, left) = (self.mine.as_deref().map(shown), self.left.iter().map(|bytes| shown(bytes)));
+        let (replaces, origin, tried) = (&self.replaces, &self.origin, self.tried);
+        let left: Vec<String> = left.collect();
+        write!(f, "ours {mine:?}, replaces {replaces:?}, origin {origin:?}, tried {tried}, left {left:?}")
+    }
+}
+
+impl Row {
+    /// Whether the bucket has what this machine saw there, or left there.
+    fn as_seen(&self, current: Option<&Version>) -> bool {
+        self.replaces.as_ref() == current || current.is_some_and(|current| self.attempted.contains(&current.bytes))
+    }
+
+    /// Whether there is nothing to be kept: it was renamed away and back.
+    fn is_unchanged(&self) -> bool {
+        self.mine.is_some() && self.mine.as_ref() == self.replaces.as_ref().map(|version| &version.bytes)
+    }
+}
+
+/// What the bucket was before a push and is after it.
+pub struct Step<'a> {
+    pub before: &'a Bucket,
+    pub objects: &'a Objects,
+    pub after: &'a Bucket,
+    /// The push said that everything is in the bucket.
+    pub done: bool,
+}
+
+impl Step<'_> {
+    /// The object is not what its entry says: somebody's push is halfway.
+    fn is_torn(&self, path: &str) -> bool {
+        self.objects.get(path) != self.before.get(path).map(|version| &version.bytes)
+    }
+
+    /// Whether the bytes that were under a name are not there any more.
+    fn is_lost(&self, (origin, version): &(String, Version)) -> bool {
+        self.objects.get(origin) != Some(&version.bytes) || self.before.get(origin) != Some(version)
+    }
+}
+
+/// What one machine shows: the index that it knows, under its own changes.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    base: Bucket,
+    rows: BTreeMap<String, Row>,
+    /// Files whose bytes are certainly here.
+    local: BTreeSet<String>,
+    /// What this machine put into the index: it brings back what is dropped from there while the object is still this.
+    committed: Objects,
+}
+
+/// Whether a name is one for our version of `path`.
+pub fn is_conflict_of(name: &str, path: &str) -> bool {
+    let (stem, extension) = path.split_at(path.rfind('.').unwrap_or(path.len()));
+    let middle = name.strip_prefix(stem).and_then(|rest| rest.strip_suffix(extension));
+    middle.is_some_and(|middle| middle.starts_with(".conflict-"))
+}
+
+impl View {
+    /// Every name.
+    pub fn names(&self) -> Vec<String> {
+        let kept = self.base.keys().filter(|path| !self.rows.contains_key(*path));
+        let mine = self.rows.iter().filter(|(_, row)| row.mine.is_some()).map(|(path, _)| path);
+        let names: BTreeSet<&String> = kept.chain(mine).collect();
+        names.into_iter().cloned().collect()
+    }
+
+    pub fn get(&self, path: &str) -> Option<&[u8]> {
+        match self.rows.get(path) {
+            Some(row) => row.mine.as_deref(),
+            None => self.base.get(path).map(|version| &*version.bytes),
+        }
+    }
+
+    /// The name in the bucket that a file has to be fetched from, if it may have to.
+    pub fn source(&self, path: &str) -> Option<(String, Version)> {
+        match self.rows.get(path) {
+            _ if self.local.contains(path) => None,
+            Some(row) => row.origin.clone(),
+            None => Some((path.to_owned(), self.base.get(path)?.clone())),
+        }
+    }
+
+    /// Whether the bucket has to be told of something.
+    pub fn is_dirty(&self) -> bool {
+        !self.rows.is_empty()
+    }
+
+    /// Whether nothing under this name waits for a push.
+    pub fn is_clean(&self, path: &str) -> bool {
+        !self.rows.contains_key(path)
+    }
+
+    fn row(&mut self, path: &str) -> &mut Row {
+        let replaces = self.base.get(path).cloned();
+        let new = Row { mine: None, replaces, origin: None, tried: false, attempted: Vec::new(), left: Vec::new() };
+        self.rows.entry(path.to_owned()).or_insert(new)
+    }
+
+    pub fn write(&mut self, path: &str, bytes: Vec<u8>) {
+        self.put(path, bytes, None);
+    }
+
+    fn put(&mut self, path: &str, bytes: Vec<u8>, origin: Option<(String, Version)>) {
+        if origin.is_none() {
+            self.local.insert(path.to_owned())
+        } else {
+            self.local.remove(path)
+        };
+        let row = self.row(path);
+        (row.mine, row.origin) = (Some(bytes), origin);
+    }
+
+    pub fn remove(&mut self, path: &str) {
+        self.local.remove(path);
+        let new = self.rows.get(path).is_some_and(|row| row.replaces.is_none() && !row.tried);
+        if new {
+            // What it hid comes into view.
+            self.rows.remove(path);
+        } else {
+            let row = self.row(path);
+            (row.mine, row.origin) = (None, None);
+        }
+    }
+
+    pub fn rename(&mut self, from: &str, to: &str) {
+        let (bytes, origin) = (self.get(from).expect("a file").to_vec(), self.source(from));
+        self.remove(from);
+        self.put(to, bytes, origin);
+    }
+
+    pub fn exchange(&mut self, a: &str, b: &str) {
+        let of = |path: &str| (self.get(path).expect("a file").to_vec(), self.source(path));
+        let ((bytes_a, origin_a), (bytes_b, origin_b)) = (of(a), of(b));
+        self.put(a, bytes_b, origin_b);
+        self.put(b, bytes_a, origin_a);
+    }
+
+    /// Whether a push that ended halfway dropped the rename to this name, which shows what the bucket has there.
+    pub fn gave_up(&mut self, path: &str, bytes: &[u8]) -> bool {
+        let given_up = self.rows.get(path).is_some_and(|row| row.tried && row.origin.is_some())
+            && self.base.get(path).is_some_and(|version| version.bytes == bytes);
+        if given_up {
+            self.rows.remove(path);
+        }
+        given_up
+    }
+
+    /// Looks at the bucket.
+    pub fn refresh(&mut self, bucket: &Bucket) {
+        let (base, rows) = (&self.base, &self.rows);
+        self.local.retain(|path| rows.contains_key(path) || base.get(path) == bucket.get(path));
+        self.base = bucket.clone();
+    }
+
+    /// Takes over what a push made of the bucket, if it is one of the things that it may make of it; tells of each conflict.
+    ///
+    /// # Errors
+    /// What it must not have done.
+    pub fn pushed(&mut self, step: &Step<'_>) -> Result<Vec<String>, String> {
+        let new = |path: &&String| path.contains(".conflict-") && !step.before.contains_key(*path);
+        let mut aside: BTreeSet<String> = step.after.keys().filter(new).cloned().collect();
+        aside.retain(|path| !self.rows.contains_key(path));
+        let paths: BTreeSet<String> =
+            step.before.keys().chain(step.after.keys()).chain(self.rows.keys()).cloned().collect();
+        let mut conflicts = Vec::new();
+        for path in paths.iter().filter(|path| !aside.contains(*path)).cloned().collect::<Vec<_>>() {
+            let (current, now) = (step.before.get(&path), step.after.get(&path));
+            let Some(row) = self.rows.get(&path).cloned() else {
+                let object = step.objects.get(&path);
+                let restored = current.is_none() && object.is_some() && self.committed.get(&path) == object;
+                if current != now && !restored {
+                    return Err(format!("{path}: was {current:?}, is {now:?}, and this machine never touched it"));
+                }
+                continue;
+            };
+            let place = format!("{path} ({row:?}): was {current:?}, is {now:?}");
+            let seen = row.as_seen(current);
+            let Some(mine) = &row.mine else {
+                let held = now.is_none();
+                match (held, seen || current.is_none()) {
+                    (true, false) => return Err(format!("a version that nobody here saw was removed: {place}")),
+                    (false, _) if current != now => return Err(format!("neither ours nor theirs: {place}")),
+                    (false, true) if step.done && !step.is_torn(&path) => {
+                        return Err(format!("a removal did not hold: {place}"));
+                    }
+                    _ => {}
+                }
+                continue;
+            };
+            if now.is_some_and(|now| now.bytes == *mine) {
+                let same = |current: &Version| {
+                    current.bytes == *mine || row.replaces.as_ref().is_some_and(|seen| seen.bytes == current.bytes)
+                };
+                let known = current.is_none_or(same);
+                if !(seen || known) {
+                    return Err(format!("a version that nobody here saw was overwritten: {place}"));
+                }
+                if now == current && (!seen || step.is_torn(&path)) {
+                    // The same bytes, and yet another version.
+                    aside.retain(|name| !(is_conflict_of(name, &path) && step.after[name].bytes == *mine));
+                }
+                if !step.done {
+                    self.rows.get_mut(&path).expect("there").left.push(mine.clone());
+                }
+                self.committed.insert(path, mine.clone());
+                continue;
+            }
+            let lost = row.origin.as_ref().is_some_and(|origin| step.is_lost(origin));
+            // The rename over an upload of ours was dropped: the entry follows the object.
+            let followed = lost && now.is_some_and(|now| row.attempted.contains(&now.bytes));
+            if now != current && !followed {
+                return Err(format!("neither ours nor theirs: {place}"));
+            }
+            let kept =
+                aside.iter().find(|name| is_conflict_of(name, &path) && step.after[*name].bytes == *mine).cloned();
+            let settled = row.left.contains(mine);
+            if let Some(name) = kept {
+                if seen && !step.is_torn(&path) {
+                    return Err(format!("a conflict where there is none: {name}; {place}"));
+                }
+                aside.remove(&name);
+                conflicts.push(name.clone());
+                self.committed.insert(name.clone(), mine.clone());
+                if self.local.remove(&path) {
+                    self.local.insert(name.clone());
+                }
+                self.rows.remove(&path);
+                let (attempted, left) = (vec![mine.clone()], vec![mine.clone()]);
+                self.rows.insert(name, Row { replaces: None, attempted, left, ..row.clone() });
+            } else if step.done && !(lost || settled || row.is_unchanged()) {
+                return Err(format!("an acknowledged write is lost: {place}"));
+            }
+        }
+        if let Some(name) = aside.first() {
+            return Err(format!("{name} is nobody's version"));
+        }
+        if step.done {
+            self.rows.clear();
+        }
+        for row in self.rows.values_mut() {
+            row.tried = true;
+            row.attempted.extend(row.mine.clone());
+        }
+        self.refresh(step.after);
+        Ok(conflicts)
+    }
+
+    /// Holds the names that a machine shows against this view. After a push that ended halfway they tell what became of it.
+    ///
+    /// # Errors
+    /// What is hidden, or from nowhere.
+    pub fn agree(&mut self, shown: &[String], bucket: &Bucket, objects: &Objects) -> Result<(), String> {
+        let step = Step { before: bucket, objects, after: bucket, done: false };
+        for path in self.names().iter().filter(|path| !shown.contains(path)) {
+            let Some(row) = self.rows.get(path).cloned() else {
+                return Err(format!("the entry of {path} is hidden; {shown:?} is shown"));
+            };
+            let mine = row.mine.clone().unwrap_or_default();
+            let gone = row.origin.as_ref().is_some_and(|origin| step.is_lost(origin)) || row.left.contains(&mine);
+            if !(row.tried && gone) {
+                return Err(format!("{path} is gone; {shown:?} is shown"));
+            }
+            self.rows.remove(path);
+        }
+        let known = self.names();
+        for path in shown.iter().filter(|path| !known.contains(path)) {
+            if let Some(row) = self.rows.get(path) {
+                // A removal that gave way, or needs none.
+                let seen = row.as_seen(self.base.get(path)) && row.replaces.is_some();
+                if !row.tried || seen && !step.is_torn(path) || !self.base.contains_key(path) {
+                    return Err(format!("{path} came back: {row:?}"));
+                }
+                self.rows.remove(path);
+                continue;
+            }
+            // Ours went aside.
+            let from =
+                self.rows.iter().find(|(from, row)| row.tried && row.mine.is_some() && is_conflict_of(path, from));
+            if self.base.get(path).is_none()
+                && let Some(bytes) = self.committed.get(path).filter(|bytes| objects.get(path) == Some(bytes)).cloned()
+            {
+                // The machine that removed it died before it deleted the object: it comes back.
+                self.write(path, bytes);
+                continue;
+            }
+            let Some((from, row)) = from.map(|(from, row)| (from.clone(), row.clone())) else {
+                return Err(format!("{path} is from nowhere: {:?}", self.rows));
+            };
+            self.rows.remove(&from);
+            if self.local.remove(&from) {
+                self.local.insert(path.clone());
+            }
+            self.rows.insert(path.clone(), Row { replaces: None, attempted: Vec::new(), left: Vec::new(), ..row });
+        }
+        match self.names() == shown {
+            true => Ok(()),
+            false => Err(format!("{:?} is expected, {shown:?} is shown", self.names())),
+        }
+    }
+}
