@@ -25,3 +25,4 @@ pub mod stores;
 pub mod watch;
 pub mod weather;
 pub mod world;
+pub mod writers;
