@@ -14,8 +14,9 @@ use swamp_mount::tree::ROOT;
 use swamp_mount::volume::{OpenOutcome, OpenRequest, Volume};
 
 /// What happens right before the bucket is asked whether the object still is ours, and what is there after the next push.
-const CASES: &[(fn(&Arc<Volume>), &[(&str, &str)])] =
-    &[(edit, &[("new", "second"), ("other", "other")]), (remove, &[("other", "other")])];
+type Case = (fn(&Arc<Volume>), &'static [(&'static str, &'static str)]);
+
+const CASES: &[Case] = &[(edit, &[("new", "second"), ("other", "other")]), (remove, &[("other", "other")])];
 
 fn edit(volume: &Arc<Volume>) {
     let ino = volume.lookup(ROOT, "new").unwrap().ino;

@@ -42,14 +42,15 @@ pub struct Wanted {
     pub enough: Range<u64>,
 }
 
-/// The readers of a handle.
+/// The readers of a handle; none before the first read of a file that is not all here.
 #[derive(Debug, Default)]
-pub struct Pattern(Mutex<[Reader; READERS]>);
+pub struct Pattern(Mutex<Option<Box<[Reader; READERS]>>>);
 
 impl Pattern {
     /// Notes a read, and says what it should bring here.
     pub fn read(&self, range: &Range<u64>) -> Wanted {
-        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let readers = guard.get_or_insert_default();
         let used = readers.iter().map(|reader| reader.used).max().unwrap_or(0) + 1;
         let (start, end) = (range.start, range.end);
         // A reader that was never used stands at the beginning of the file.

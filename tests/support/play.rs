@@ -69,7 +69,7 @@ impl Play {
             ..20 => b"the same".to_vec(),
             _ => format!("text {:05}", self.written).into_bytes(),
         };
-        if kind % 5 == 0 {
+        if kind.is_multiple_of(5) {
             bytes.resize(300, b'.');
         }
         self.know(bytes)

@@ -328,7 +328,7 @@ impl View {
             // Ours went aside.
             let from =
                 self.rows.iter().find(|(from, row)| row.tried && row.mine.is_some() && is_conflict_of(path, from));
-            if self.base.get(path).is_none()
+            if !self.base.contains_key(path)
                 && let Some(bytes) = self.committed.get(path).filter(|bytes| objects.get(path) == Some(bytes)).cloned()
             {
                 // The machine that removed it died before it deleted the object: it comes back.

@@ -100,7 +100,7 @@ struct Wave<'a> {
 
 impl Wave<'_> {
     /// Takes the results of what ended; how many of them began in this round.
-    fn take(&mut self, flights: &mut Flights<Flown>) -> Result<usize, SyncError> {
+    fn take(&mut self, flights: &mut Flights<Flown>) -> Result<usize, Box<SyncError>> {
         let mut count = 0;
         for (path, result) in flights.take_landed() {
             let place = self.places.get(&path).copied();
@@ -115,7 +115,7 @@ impl Wave<'_> {
                     self.done.push(transferred);
                 }
                 Some(Err(Failed::Row(reason))) => self.failed(place, &path, &reason),
-                Some(Err(Failed::Whole(error))) => return Err(error),
+                Some(Err(Failed::Whole(error))) => return Err(Box::new(error)),
                 None => self.failed(place, &path, "the transfer ended without a result"),
             }
         }
@@ -153,7 +153,7 @@ impl Engine {
             looks,
             left,
         };
-        wave.take(flights)?;
+        wave.take(flights).map_err(|error| *error)?;
         loop {
             match next(&wave.jobs, &wave.waiting, &wave.stuck) {
                 Next::Done => break,
@@ -219,7 +219,7 @@ impl Engine {
                 wave.waiting.extend(queue);
                 return Ok(false);
             }
-            here -= wave.take(flights)?;
+            here -= wave.take(flights).map_err(|error| *error)?;
         }
     }
 

@@ -34,7 +34,10 @@ impl StoredObject {
 pub type Objects = BTreeMap<String, StoredObject>;
 
 /// Is shown what is there, and which bytes a key is about to get.
-pub(super) struct Watcher(pub Box<dyn FnMut(&Objects, &str, &Bytes) + Send>);
+pub(super) struct Watcher(pub Box<Watch>);
+
+/// Sees the objects, and the key and bytes of a new one.
+type Watch = dyn FnMut(&Objects, &str, &Bytes) + Send;
 
 impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
