@@ -20,6 +20,7 @@ pub mod reference;
 #[cfg(feature = "s3")]
 pub mod s3_server;
 pub mod server;
+pub mod sound;
 pub mod steps;
 pub mod stores;
 pub mod watch;
