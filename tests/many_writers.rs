@@ -172,9 +172,9 @@ fn agree(run: &Run<'_>, mounts: &[Mount<'_>]) -> u64 {
     assert_eq!(ledger.torn, Vec::<String>::new(), "{setup:?}");
     let lost: Vec<&String> =
         ledger.written.iter().filter(|id| !left.contains(*id) && !ledger.removed.contains(*id)).collect();
-    assert!(lost.is_empty(), "{setup:?}: lost {lost:?} of {}", ledger.written.len());
-    assert!(ledger.written.len() > setup.mounts * setup.operations / 10, "{setup:?}: hardly anything was written");
     let orphans: Vec<String> = run.lab.data_keys().into_iter().filter(|key| !names.contains(key)).collect();
+    assert!(lost.is_empty(), "{setup:?}: lost {lost:?} of {}; without entries: {orphans:?}", ledger.written.len());
+    assert!(ledger.written.len() > setup.mounts * setup.operations / 10, "{setup:?}: hardly anything was written");
     assert_eq!(orphans, Vec::<String>::new(), "{setup:?}: objects without entries");
     names.iter().filter(|name| name.contains(".conflict-")).count() as u64
 }

@@ -1,4 +1,5 @@
-//! Promise: when an index from before our commit is written after it, what this machine does while that is found out is kept.
+//! Promise: when an index from before our commits is written after them, they come back, and what this machine does while that
+//! is found out is kept.
 
 mod support;
 
@@ -56,5 +57,34 @@ fn a_change_that_meets_the_return_of_a_dropped_commit_is_kept() {
             assert_eq!(host.names().unwrap().len(), end.len());
             assert_eq!(host.volume().pending_counts(), (0, 0, 0));
         }
+    }
+}
+
+#[test]
+fn commits_that_followed_each_other_come_back_together() {
+    // The index from before the first of them was taken for another writer's change: the file was gone.
+    for kind in KINDS {
+        eprintln!("---- over {}", kind.name);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let store = runtime.block_on(HookedStore::new(kind));
+        for name in ["other", "gone"] {
+            add_foreign(&store, name, name);
+        }
+        let mut host = Host::new("here", Arc::clone(&store) as _);
+        host.start().unwrap();
+        let view = store.bytes(INDEX_KEY).unwrap();
+        for text in ["first", "second", "third"] {
+            host.write("new", text.as_bytes()).unwrap();
+            host.write("other", text.as_bytes()).unwrap();
+            host.write("gone", text.as_bytes()).unwrap();
+            host.flush().unwrap();
+        }
+        host.remove("gone").unwrap();
+        host.flush().unwrap();
+        store.set(INDEX_KEY, view);
+        host.refresh().unwrap();
+        host.flush().unwrap();
+        assert_eq!(contents(&store), pairs(&[("new", "third"), ("other", "third")]));
+        assert_eq!(host.names().unwrap(), ["new", "other"]);
     }
 }

@@ -188,6 +188,9 @@ pub struct CommittedRow {
     pub fingerprint: Option<Fingerprint>,
     /// What the index said before.
     pub replaced: Option<Entry>,
+    /// What it said before earlier commits of ours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Option<Entry>>,
     /// When, ns since the epoch.
     pub at: i64,
 }

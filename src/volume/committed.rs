@@ -2,7 +2,9 @@
 //! writes it afterwards, without looking again, drops our entries or brings back those that we removed.
 //!
 //! Part of the volume. Invariants: an entry comes back only while its object still is the version that we uploaded, and only
-//! where the index says what it said before our commit; anything else is another writer's doing and stays.
+//! where the index says what it said before our commits; anything else is another writer's doing and stays.
+
+use std::collections::HashMap;
 
 use super::delta::Changes;
 use super::rebase::NewBase;
@@ -12,6 +14,8 @@ use crate::datastore::{Index, RelPath, now_nanos};
 
 /// How long a writer may take from reading the index to writing it, in ns.
 const KEPT: i64 = 15 * 60 * 1_000_000_000;
+/// How many states from before earlier commits are remembered of a path.
+const EARLIER: usize = 16;
 /// Commits of more files than that are not remembered whole.
 const MOST: usize = 20_000;
 
@@ -43,11 +47,11 @@ impl Volume {
                 (None, None) => true,
                 _ => false,
             };
-            let as_before = match (&current, &row.replaced) {
+            let as_before = row.earlier.iter().chain([&row.replaced]).any(|before| match (&current, before) {
                 (Some(current), Some(before)) => current.same_version(before),
                 (None, None) => true,
                 _ => false,
-            };
+            });
             if row.at < oldest || (!holds && !as_before) {
                 changes.committed(path, None);
             } else if !holds
@@ -77,8 +81,14 @@ impl Volume {
 
 impl Changes {
     /// Remembers what a push made of a path.
-    pub(super) fn remember_commit(&mut self, remembered: usize, path: &str, row: CommittedRow) {
-        if remembered < MOST {
+    pub(super) fn remember_commit(&mut self, known: &HashMap<String, CommittedRow>, path: &str, mut row: CommittedRow) {
+        if let Some(last) = known.get(path).filter(|last| last.at >= row.at - KEPT) {
+            // A writer may have read the index before several commits of ours.
+            row.earlier.extend(last.earlier.iter().chain([&last.replaced, &last.entry]).cloned());
+            row.earlier.dedup();
+            row.earlier.drain(..row.earlier.len().saturating_sub(EARLIER));
+        }
+        if known.len() < MOST {
             self.committed(path, Some(row));
         } else {
             self.committed(path, None);

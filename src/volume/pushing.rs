@@ -123,6 +123,7 @@ fn commit_of(version: Option<&Version>, before: Option<&Entry>) -> CommittedRow 
         entry: version.map(|version| version.entry.clone()),
         fingerprint: version.and_then(|version| version.fingerprint.clone()),
         replaced: before.cloned(),
+        earlier: Vec::new(),
         at: now_nanos(),
     }
 }
@@ -286,7 +287,7 @@ impl Volume {
                 let replaced = Replaced { entry: version.entry.clone(), fingerprint: version.fingerprint.clone() };
                 let before = row.as_ref().and_then(|row| row.replaces.as_ref());
                 let commit = commit_of(Some(version), before.map(|before| &before.entry));
-                changes.remember_commit(inner.committed.len(), path, commit);
+                changes.remember_commit(&inner.committed, path, commit);
                 changes.pending_delete(path, None);
                 match row {
                     Some(row) if same && unchanged => {
@@ -329,7 +330,7 @@ impl Volume {
             Outcome::Removed { version } => {
                 let before = row.as_ref().and_then(|row| row.replaces.as_ref());
                 let commit = commit_of(None, before.map(|before| &before.entry));
-                changes.remember_commit(inner.committed.len(), path, commit);
+                changes.remember_commit(&inner.committed, path, commit);
                 Self::remember_deletion(inner, row.as_ref(), path, version.as_ref(), changes);
                 if same {
                     changes.delta(path, None);
