@@ -313,7 +313,7 @@ fn an_index_of_a_hundred_megabytes_is_mounted_in_sane_time_and_memory() {
     let meta = std::fs::metadata(Path::new(mountpoint).join(&last));
     let status = machine.run(&["status", mountpoint, "--json"]);
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-    let memory = std::fs::read_to_string(format!("/proc/{}/status", status["pid"]));
+    let memory = std::fs::read_to_string(format!("/proc/{}/status", status["worker_pid"]));
     let ended = machine.run(&["unmount", mountpoint]);
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 

@@ -5,7 +5,6 @@ mod support;
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -14,13 +13,6 @@ use support::mount::{Lab, Mount, PATIENCE, eventually, is_mounted};
 use support::s3_server::{Action, Fault};
 
 const QUIET: &[&str] = &["--refresh", "3600", "--flush-after", "3600", "--flush-max-age", "3600"];
-
-fn restarted(mount: &Mount<'_>, times: u64) {
-    eventually("the next worker", || {
-        let status = mount.try_status()?;
-        (status["restarts"] == times).then_some(())
-    });
-}
 
 #[test]
 fn nobody_notices_a_crash_and_nothing_is_lost() {
@@ -74,11 +66,8 @@ fn whoever_works_on_while_it_crashes_sees_no_dead_mount() {
                             return acknowledged;
                         }
                         let name = format!("by-{writer}/{round}");
-                        match make(mount, &name) {
-                            Ok(()) => acknowledged.push(name),
-                            // A file that was open at that moment has to be opened again.
-                            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{name}: {error}"),
-                        }
+                        make(mount, &name).unwrap_or_else(|error| panic!("{name}: {error}"));
+                        acknowledged.push(name);
                     }
                     unreachable!()
                 })
@@ -87,7 +76,7 @@ fn whoever_works_on_while_it_crashes_sees_no_dead_mount() {
         for crash in 1..=3 {
             eventually("some files", || (mount.files().len() > 20 * crash).then_some(()));
             mount.crash();
-            restarted(&mount, crash as u64);
+            mount.restarted(crash as u64);
         }
         stop.store(true, Ordering::Relaxed);
         writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect::<Vec<_>>()
@@ -113,118 +102,98 @@ fn make(mount: &Mount<'_>, name: &str) -> io::Result<()> {
     fs::File::create_new(path)?.write_all(name.as_bytes())
 }
 
-type Step = (&'static str, fn(&Mount<'_>) -> io::Result<()>, &'static [(&'static str, &'static str)]);
-
-/// One operation each, and what it makes of the files of the bucket.
-const STEPS: &[Step] = &[
-    (
-        "create",
-        |m| fs::File::create_new(m.path("dir/new")).map(drop),
-        &[("dir/a", "a"), ("dir/b", "b"), ("dir/new", "")],
-    ),
-    (
-        "create, and write to it",
-        |m| fs::File::create_new(m.path("dir/new"))?.write_all(b"text"),
-        &[("dir/a", "a"), ("dir/b", "b"), ("dir/new", "text")],
-    ),
-    ("mkdir", |m| fs::create_dir(m.path("dir/sub")), &[("dir/a", "a"), ("dir/b", "b")]),
-    ("symlink", |m| symlink("a", m.path("dir/link")), &[("dir/a", "a"), ("dir/b", "b"), ("dir/link", "a")]),
-    ("unlink", |m| fs::remove_file(m.path("dir/a")), &[("dir/b", "b")]),
-    ("rmdir", |m| fs::remove_dir(m.path("dir/empty")), &[("dir/a", "a"), ("dir/b", "b")]),
-    ("rename", |m| fs::rename(m.path("dir/a"), m.path("dir/c")), &[("dir/b", "b"), ("dir/c", "a")]),
-    ("rename over", |m| fs::rename(m.path("dir/a"), m.path("dir/b")), &[("dir/b", "a")]),
-    ("rename of a directory", |m| fs::rename(m.path("dir"), m.path("moved")), &[("moved/a", "a"), ("moved/b", "b")]),
-    (
-        "exchange",
-        |m| {
-            let (from, to) = (m.path("dir/a"), m.path("dir/b"));
-            let flags = rustix::fs::RenameFlags::EXCHANGE;
-            Ok(rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags)?)
-        },
-        &[("dir/a", "b"), ("dir/b", "a")],
-    ),
-    (
-        "rename to a free name only",
-        |m| {
-            let (from, to) = (m.path("dir/a"), m.path("dir/c"));
-            let flags = rustix::fs::RenameFlags::NOREPLACE;
-            Ok(rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags)?)
-        },
-        &[("dir/b", "b"), ("dir/c", "a")],
-    ),
-    ("truncate", |m| fs::File::create(m.path("dir/a")).map(drop), &[("dir/a", ""), ("dir/b", "b")]),
-];
-
 #[test]
-#[cfg(feature = "failpoints")]
-fn what_was_under_way_is_carried_out_once() {
-    for point in ["rows.before_commit", "rows.after_commit"] {
-        for (what, act, expected) in STEPS {
-            let what = format!("{what}, killed at {point}");
-            let lab = Lab::dir();
-            lab.seed(&[("dir/a", b"a"), ("dir/b", b"b")]);
-            let machine = lab.machine();
-            let trigger = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-            let now = trigger.to_path_buf();
-            fs::remove_file(&now).unwrap();
-            let order = format!("{point}=when:{}", now.display());
-            let mount = machine.try_mount(QUIET, &[("SWAMP_FAILPOINT", &order)]).unwrap();
-            fs::create_dir(mount.path("dir/empty")).unwrap();
-            fs::write(&now, "").unwrap();
-            let outcome = act(&mount);
-            assert!(!now.exists(), "{what}: it did not die");
-            outcome.unwrap_or_else(|error| panic!("{what}: {error}\n{}", machine.log()));
-            let shown: Vec<(String, String)> = mount.files().into_iter().map(|n| (n.clone(), mount.read(&n))).collect();
-            let shown: Vec<(&str, &str)> = shown.iter().map(|(n, b)| (&**n, &**b)).collect();
-            assert_eq!(shown, *expected, "{what}");
-            assert_eq!(mount.path("dir/sub").is_dir(), what.starts_with("mkdir"), "{what}");
-            assert_eq!(mount.path("dir/empty").is_dir(), !what.contains("directory") && !what.starts_with("rmdir"));
-            restarted(&mount, 1);
-            mount.flushed();
-            for (name, bytes) in *expected {
-                assert_eq!(lab.object(name).as_deref(), Some(bytes.as_bytes()), "{what}: {name}");
-            }
-            assert_eq!(lab.data_keys().len(), expected.len(), "{what}: {:?}", lab.data_keys());
-            assert_eq!(mount.unmount(), 0, "{what}");
-        }
+fn open_files_and_directories_go_on() {
+    let lab = Lab::s3();
+    let large: Vec<u8> = (0..6_000_000u32).map(|n| (n >> 8) as u8).collect();
+    lab.seed(&[("old", b"old"), ("other", b"other"), ("dir/sub/x", b"x"), ("large", &large)]);
+    let machine = lab.machine();
+    let mount = machine.mount();
+    let open = |name: &str| fs::File::options().read(true).append(true).open(mount.path(name));
+    let mut writer = fs::File::create_new(mount.path("new")).unwrap();
+    writer.write_all(b"one").unwrap();
+    let mut moved = open("other").unwrap();
+    fs::rename(mount.path("other"), mount.path("dir/moved")).unwrap();
+    let mut reader = fs::File::open(mount.path("large")).unwrap();
+    let mut start = vec![0; 1 << 20];
+    reader.read_exact(&mut start).unwrap();
+    assert!(start == large[..1 << 20]);
+    let dir = fs::File::open(mount.path("dir/sub")).unwrap();
+    // What was fetched is recorded by then, or the reader would have to open it again.
+    eventually("the cache", || machine.cache_root().join("cache/large").exists().then_some(()));
+    fs::rename(mount.path("dir"), mount.path("renamed")).unwrap();
+    rustix::fs::flock(&writer, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-ec", "read go; pwd -P; cat x; mkdir by-shell; cd by-shell; pwd -P"]).stdin(Stdio::piped());
+    let mut shell = shell.stdout(Stdio::piped()).current_dir(mount.path("renamed/sub")).spawn().unwrap();
+    for crash in 1..=2 {
+        mount.crash();
+        mount.restarted(crash);
+        writer.write_all(b", more").unwrap();
+        writer.sync_all().unwrap();
+        moved.write_all(b", more").unwrap();
+        let below = rustix::fs::openat(&dir, "x", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+        assert_eq!(io::read_to_string(fs::File::from(below)).unwrap(), "x");
+        rustix::fs::mkdirat(&dir, format!("made-{crash}"), rustix::fs::Mode::RWXU).unwrap();
+        assert!(mount.path(&format!("renamed/sub/made-{crash}")).is_dir());
+        let contender = fs::File::open(mount.path("new")).unwrap();
+        let locked = rustix::fs::flock(&contender, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(locked.unwrap_err(), rustix::io::Errno::WOULDBLOCK, "the lock is still held");
+        // Whoever opens it by its name sees the same file.
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(contender.metadata().unwrap().ino(), writer.metadata().unwrap().ino());
+        assert_eq!(mount.read("new").len(), "one".len() + 6 * crash as usize);
     }
+    shell.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let output = shell.wait_with_output().unwrap();
+    let here = mount.path("renamed/sub").display().to_string();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{here}\nx{here}/by-shell\n"));
+    assert!(output.status.success());
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert!(rest == large[1 << 20..]);
+    drop((writer, moved, reader, dir));
+    mount.flushed();
+    for (name, bytes) in [("new", "one, more, more"), ("renamed/moved", "other, more, more")] {
+        assert_eq!(mount.read(name), bytes);
+        assert_eq!(lab.object(name).as_deref(), Some(bytes.as_bytes()), "{name}");
+    }
+    assert_eq!(mount.unmount(), 0);
 }
 
 #[test]
-fn a_file_that_was_open_must_be_opened_again() {
+fn what_is_not_the_same_any_more_is_stale() {
     let lab = Lab::s3();
-    lab.seed(&[("old", b"old"), ("dir/x", b"x")]);
+    lab.seed(&[("removed", b"removed"), ("replaced", b"replaced"), ("gone/x", b"x")]);
     let machine = lab.machine();
     let mount = machine.mount();
-    let mut writer = fs::File::create(mount.path("new")).unwrap();
-    writer.write_all(b"acknowledged").unwrap();
-    let mut reader = fs::File::open(mount.path("old")).unwrap();
-    let dir = fs::File::open(mount.path("dir")).unwrap();
+    let open = |name: &str| fs::File::options().read(true).append(true).open(mount.path(name)).unwrap();
+    let (removed, replaced) = (open("removed"), open("replaced"));
+    let gone = fs::File::open(mount.path("gone")).unwrap();
+    fs::remove_file(mount.path("removed")).unwrap();
+    fs::write(mount.path("new"), "new").unwrap();
+    fs::rename(mount.path("new"), mount.path("replaced")).unwrap();
+    fs::remove_dir_all(mount.path("gone")).unwrap();
+    fs::write(mount.path("gone"), "a file now").unwrap();
     mount.crash();
-    restarted(&mount, 1);
-    // Not another file's bytes either, although there are new handles.
-    let same: Vec<_> = (0..4).map(|_| fs::File::open(mount.path("old")).unwrap()).collect();
-    let mut others = fs::File::options().append(true).open(mount.path("old")).unwrap();
-    let stale = |error: io::Error| assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{error}");
-    stale(writer.write_all(b" and lost").unwrap_err());
-    stale(writer.sync_all().unwrap_err());
-    stale(writer.set_len(0).unwrap_err());
-    stale(rustix::fs::openat(&dir, "x", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap_err().into());
-    // Pages that the kernel still has are those of that version.
-    match reader.read_to_string(&mut String::new()) {
-        Ok(_) => {}
-        Err(error) => stale(error),
+    mount.restarted(1);
+    // There are new handles too, and none of them is taken for an old one.
+    let same: Vec<_> = (0..4).map(|_| open("replaced")).collect();
+    let stale = |error: io::Error, what: &str| assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{what}: {error}");
+    for (mut file, what) in [(removed, "removed"), (replaced, "replaced")] {
+        stale(file.write_all(b"more").unwrap_err(), what);
+        stale(file.sync_all().unwrap_err(), what);
     }
-    drop((writer, reader, dir));
-    others.write_all(b"er").unwrap();
-    assert_eq!(mount.read("new"), "acknowledged");
-    assert_eq!(mount.read("old"), "older");
-    let mut again = fs::File::options().append(true).open(mount.path("new")).unwrap();
-    again.write_all(b" again").unwrap();
-    assert_eq!(mount.read("new"), "acknowledged again");
-    drop((again, others, same));
+    let below = rustix::fs::openat(&gone, "x", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+    let errno = below.unwrap_err();
+    assert!([rustix::io::Errno::STALE, rustix::io::Errno::NOENT].contains(&errno), "{errno}");
+    drop((same, gone));
+    for (name, bytes) in [("replaced", "new"), ("gone", "a file now")] {
+        assert_eq!(mount.read(name), bytes);
+    }
+    assert_eq!(mount.files(), ["gone", "replaced"]);
     mount.flushed();
-    assert_eq!(lab.object("new").as_deref(), Some(&b"acknowledged again"[..]));
+    assert_eq!(lab.object("replaced").as_deref(), Some(&b"new"[..]));
     assert_eq!(mount.unmount(), 0);
 }
 
@@ -243,7 +212,7 @@ fn what_others_changed_is_shown_after_a_crash() {
     lab.seed(&[("changed", b"after that"), ("new", b"new")]);
     eventually("the view of now", || (mount.files() == ["changed", "new", "same"]).then_some(()));
     eventually("the bytes of now", || (mount.read("changed") == "after that").then_some(()));
-    restarted(&mount, 1);
+    mount.restarted(1);
     assert_eq!(mount.unmount(), 0);
 }
 
@@ -278,7 +247,7 @@ fn a_crash_loop_ends_with_a_reason_and_no_dead_mount() {
         mount.crash();
         if crash < 5 {
             assert_eq!(mount.read("new"), "unpushed");
-            restarted(&mount, crash);
+            mount.restarted(crash);
         }
     }
     assert_eq!(mount.wait(), Some(1));
@@ -319,7 +288,7 @@ fn after_a_crash_every_way_to_end_it_ends_it_as_before() {
         let mount = machine.mount();
         mount.write("new", "unpushed");
         mount.crash();
-        restarted(&mount, 1);
+        mount.restarted(1);
         end(&mount);
         assert_eq!(mount.wait(), Some(0), "{how}\n{}", machine.log());
         assert!(!is_mounted(&machine.mountpoint()), "{how}");
@@ -331,7 +300,7 @@ fn after_a_crash_every_way_to_end_it_ends_it_as_before() {
     let mount = machine.mount();
     mount.write("new", "unpushed");
     mount.crash();
-    restarted(&mount, 1);
+    mount.restarted(1);
     lab.server().inject(Fault::any(Action::Status(403)));
     send(mount.pid(), rustix::process::Signal::TERM);
     assert_eq!(mount.wait(), Some(3), "{}", machine.log());
@@ -428,7 +397,7 @@ echo unpushed >"$2/mnt/new"
 worker=$("$0" status "$2/mnt" --json | grep -o "\"worker_pid\": *[0-9]*" | grep -o "[0-9]*$")
 kill -9 $worker
 cat "$2/mnt/new"
-"$0" status "$2/mnt" | grep crashed
+"$0" status "$2/mnt" | grep restarts
 echo more >>"$2/mnt/new"
 "$0" unmount "$2/mnt"
 ' "$@"
@@ -457,7 +426,7 @@ fn an_ordinary_user_has_a_supervisor_too() {
     let output = command.current_dir("/").output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}{err}");
-    assert!(out.contains("unpushed") && out.contains("crashed     1 times"), "{out}{err}");
+    assert!(out.contains("unpushed") && out.contains("restarts    1 (last crash: signal 9"), "{out}{err}");
     let pushed = fs::read_to_string(home.path().join("bucket/new")).unwrap();
     assert_eq!(pushed, "unpushed\nmore\n");
 }

@@ -197,9 +197,12 @@ impl Mounted {
         files_below(self.home.join("cache"))
     }
 
-    /// Its process; a directory of the disk has none.
+    /// The process that does its work; a directory of the disk has none.
     pub fn process(&self) -> Result<Process> {
-        Ok(Process(self.child.as_ref().ok_or("no process")?.id()))
+        let pid = self.child.as_ref().ok_or("no process")?.id();
+        // A supervisor has forked the one that works.
+        let forked = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        Ok(Process(forked.split_whitespace().next().map_or(Ok(pid), str::parse)?))
     }
 }
 

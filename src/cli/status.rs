@@ -160,7 +160,7 @@ fn describe(status: &MountStatus) -> String {
         None => {}
     }
     if let Some(last) = &status.last_crash {
-        line("crashed", format!("{} times, and started again each time; last: {last}", status.restarts));
+        line("restarts", format!("{} (last crash: {last})", status.restarts));
     }
     if let Some(since) = &engine.offline_since {
         line("offline", format!("since {since}"));

@@ -23,10 +23,15 @@ impl<T> Table<T> {
         Self { open: RwLock::default(), next: AtomicU64::new(first) }
     }
 
-    pub fn insert(&self, value: T) -> FileHandle {
+    pub fn insert(&self, value: Arc<T>) -> FileHandle {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(value));
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, value);
         FileHandle(number)
+    }
+
+    /// Under a number that a process before this one gave out.
+    pub fn insert_again(&self, number: u64, value: T) {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(value));
     }
 
     pub fn get(&self, handle: FileHandle) -> Option<Arc<T>> {

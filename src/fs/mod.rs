@@ -10,6 +10,7 @@ mod io;
 mod open_files;
 mod operations;
 mod passthrough;
+mod remembered;
 mod session;
 mod unopened;
 

@@ -12,6 +12,7 @@ use tokio::runtime::Handle as Runtime;
 use super::errno::report;
 use super::handles::Table;
 use super::passthrough::{Passthrough, Way};
+use super::remembered::Remembered;
 use crate::sync::Engine;
 use crate::tree::Ino;
 use crate::volume::Handle;
@@ -20,14 +21,42 @@ use crate::volume::Handle;
 pub(super) struct OpenFiles {
     handles: Table<Handle>,
     passthrough: Arc<Passthrough>,
+    remembered: Remembered,
     engine: Arc<Engine>,
     runtime: Runtime,
 }
 
 impl OpenFiles {
     pub fn new(engine: &Arc<Engine>, runtime: &Runtime, first: u64) -> Self {
-        let passthrough = Arc::new(Passthrough::new());
-        Self { handles: Table::from(first), passthrough, engine: Arc::clone(engine), runtime: runtime.clone() }
+        let files = Self {
+            handles: Table::from(first),
+            passthrough: Arc::new(Passthrough::new()),
+            remembered: Remembered::new(engine.options().incarnation),
+            engine: Arc::clone(engine),
+            runtime: runtime.clone(),
+        };
+        files.open_again();
+        files
+    }
+
+    /// Opens what programs have open since the process before this one; what cannot be had any more is stale to them.
+    fn open_again(&self) {
+        for file in self.remembered.take() {
+            match self.engine.volume().open_again(&file) {
+                Ok(Some(mut handle)) => {
+                    let no_backing = |_: &File| Err(std::io::ErrorKind::Unsupported.into());
+                    if let Err(error) = self.passthrough.enter(&self.engine, &mut handle, false, no_backing) {
+                        report("open again", file.ino.0, &error);
+                        self.engine.volume().release(&handle);
+                        continue;
+                    }
+                    self.remembered.opened(FileHandle(file.handle), &handle);
+                    self.handles.insert_again(file.handle, handle);
+                }
+                Ok(None) => tracing::info!(inode = file.ino.0, "an open file is not what it was: it is stale"),
+                Err(error) => drop(report("open again", file.ino.0, &error)),
+            }
+        }
     }
 
     pub fn allow_passthrough(&self) {
@@ -56,7 +85,10 @@ impl OpenFiles {
                 if handle.unseen.is_some() {
                     self.passthrough.watch(&self.runtime, &self.engine);
                 }
-                Ok((self.handles.insert(handle), way))
+                let handle = Arc::new(handle);
+                let number = self.handles.insert(Arc::clone(&handle));
+                self.remembered.opened(number, &handle);
+                Ok((number, way))
             }
             Err(error) => {
                 self.engine.volume().release(&handle);
@@ -79,6 +111,7 @@ impl OpenFiles {
 
     /// The kernel closed a handle.
     pub fn close(&self, fh: FileHandle) {
+        self.remembered.closed(fh);
         if let Some(handle) = self.handles.remove(fh).and_then(|handle| self.passthrough.leave(handle)) {
             crate::fail_point!("release.before");
             self.engine.volume().release(&handle);

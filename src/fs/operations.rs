@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
@@ -12,7 +13,6 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::dirs::Listing;
 use super::errno::{of_volume, report};
 use super::handles::UNKNOWN_HANDLE;
 use super::passthrough::Way;
@@ -51,7 +51,7 @@ impl SwampFs {
         operation: impl FnOnce() -> Result<T>,
         recall: impl FnOnce(&str) -> Result<T>,
     ) -> Result<T> {
-        if !self.engine.options().incarnation.may_be_followed {
+        if !self.engine.options().incarnation.may_be_followed() {
             return operation();
         }
         let number = request.unique().0 & !SENT_AGAIN;
@@ -156,7 +156,7 @@ impl Filesystem for SwampFs {
     ) {
         let number = ino(number);
         let set = SetAttributes { mode, uid, gid, atime: set_time(atime), mtime: set_time(mtime) };
-        let volume = std::sync::Arc::clone(&self.volume);
+        let volume = Arc::clone(&self.volume);
         let finish = move |truncated: std::result::Result<(), Errno>| {
             if let Err(errno) = truncated {
                 return reply.error(errno);
@@ -317,7 +317,7 @@ impl Filesystem for SwampFs {
         if let Err(error) = self.volume.stat(ino(number)) {
             return reply.error(of_volume(&error));
         }
-        reply.opened(self.dirs.insert(Listing::default()), FopenFlags::empty());
+        reply.opened(self.dirs.insert(Arc::default()), FopenFlags::empty());
     }
 
     fn readdir(&self, _req: &Request, number: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {

@@ -61,12 +61,15 @@ pub(super) async fn mount(
         None => connect(&at, directory.as_ref(), &fs, &options, socket.as_ref()),
     });
     let connected = connected.await.map_err(|e| failed(e.to_string()))?;
-    let Connected { device, sessions } = connected.map_err(|e| failed(in_words(&e)))?;
+    let Connected { device, sessions, looks_up_again } = connected.map_err(|e| failed(in_words(&e)))?;
     if let Some(session) = sessions.first() {
         engine.attach_notifier(session.notifier());
         if !fresh {
-            // Older kernels cannot be told to look everything up again, but every path begins here.
-            engine.tell_kernel(names_at_root(engine));
+            if !looks_up_again {
+                // Every path begins at the root. A working directory has no path any more then.
+                engine.tell_kernel(names_at_root(engine));
+            }
+            engine.tell_kernel(engine.volume().taken_over().into_iter().map(Notice::Content).collect());
         }
     }
     let ended = serve(sessions).map_err(|e| failed(e.to_string()))?;
@@ -88,6 +91,8 @@ pub(super) async fn mount(
 struct Connected {
     device: Option<String>,
     sessions: Vec<Session<SwampFs>>,
+    /// The kernel trusts no name that it knows.
+    looks_up_again: bool,
 }
 
 fn connect(
@@ -138,22 +143,25 @@ fn introduce(
         }
         sessions.push(session);
     }
-    Ok(Connected { device, sessions })
+    Ok(Connected { device, sessions, looks_up_again: true })
 }
 
 /// Sessions on a connection that the kernel has introduced itself on to another process.
 fn take_over(kept: &Kept, fs: &SwampFs, options: &fuser::Config) -> std::io::Result<Connected> {
     let sessions = kept.channels.iter().map(|channel| device::session(fs.clone(), &kept.init, channel, options));
     let sessions = sessions.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|(session, _)| session).collect();
-    if let Some(channel) = kept.channels.first() {
-        for notification in [Notification::IncreaseEpoch, Notification::Resend] {
-            // Without a connection (somebody unmounted) the sessions end at once, which is noticed.
-            if let Err(error) = device::notify(channel.as_fd(), notification) {
-                tracing::debug!(?notification, %error, "kernel notification");
-            }
+    // Without a connection (somebody unmounted) the sessions end at once, which is noticed.
+    let tell = |what| match kept.channels.first().map(|channel| device::notify(channel.as_fd(), what)) {
+        Some(Ok(())) => true,
+        Some(Err(error)) => {
+            tracing::debug!(?what, %error, "kernel notification");
+            false
         }
-    }
-    Ok(Connected { device: kept.device.clone(), sessions })
+        None => false,
+    };
+    let looks_up_again = tell(Notification::IncreaseEpoch);
+    tell(Notification::Resend);
+    Ok(Connected { device: kept.device.clone(), sessions, looks_up_again })
 }
 
 /// Starts the sessions; what is returned comes when all have ended.

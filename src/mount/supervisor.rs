@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,7 +18,7 @@ use super::link::{self, History, Kept, Link, Word};
 use super::signals::Ending;
 use super::{MountError, flush_command, logging, unmount};
 use crate::config::MountConfig;
-use crate::tree::Incarnation;
+use crate::tree::{Incarnation, LASTING_WORDS};
 
 /// So many crashes within so much time are one too many.
 const MOST_CRASHES: usize = 5;
@@ -56,7 +56,7 @@ pub fn begin(config: &MountConfig, reporter: &mut Reporter) -> Result<Role, Moun
     let mut supervisor = Supervisor {
         config,
         signals: SignalQueue::new().map_err(system("catch signals"))?,
-        generations: shared_counter().map_err(system("share memory"))?,
+        memory: shared_memory().map_err(system("share memory"))?,
         kept: None,
         served: false,
         asked: Vec::new(),
@@ -88,7 +88,7 @@ pub fn begin(config: &MountConfig, reporter: &mut Reporter) -> Result<Role, Moun
 struct Supervisor<'a> {
     config: &'a MountConfig,
     signals: SignalQueue,
-    generations: &'static AtomicU32,
+    memory: &'static [AtomicU64],
     kept: Option<Kept>,
     /// Some worker said that the mount answers.
     served: bool,
@@ -108,8 +108,7 @@ impl Supervisor<'_> {
         }
         SUPERVISOR.store(supervisor, Ordering::Relaxed);
         self.signals.leave_to_supervisor().map_err(MountError::system("ignore signals"))?;
-        let incarnation =
-            Incarnation { number: self.history.restarts, generations: self.generations, may_be_followed: true };
+        let incarnation = Incarnation { number: self.history.restarts, memory: Some(self.memory) };
         Ok(Link { socket, kept: self.kept, history: self.history, incarnation })
     }
 
@@ -275,20 +274,15 @@ fn describe(status: WaitStatus) -> String {
     }
 }
 
-/// A number that all workers see, in a page of memory that a fork shares.
-fn shared_counter() -> io::Result<&'static AtomicU32> {
+/// Memory that all workers see, as a fork shares it; what is never written takes none.
+fn shared_memory() -> io::Result<&'static [AtomicU64]> {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    let (size, protection) = (LASTING_WORDS * size_of::<AtomicU64>(), ProtFlags::READ | ProtFlags::WRITE);
     // SAFETY: new memory at an address of the kernel's choice, which is never unmapped.
-    let page = unsafe {
-        mmap_anonymous(
-            std::ptr::null_mut(),
-            size_of::<AtomicU32>(),
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED,
-        )?
-    };
-    // SAFETY: the page is aligned, holds zeros, lives as long as the process, and is used as this counter only.
-    Ok(unsafe { &*page.cast::<AtomicU32>() })
+    let start =
+        unsafe { mmap_anonymous(std::ptr::null_mut(), size, protection, MapFlags::SHARED | MapFlags::NORESERVE)? };
+    // SAFETY: it is aligned to a page, of this size, holds zeros, lives as long as the process, and is used as atomics only.
+    Ok(unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), LASTING_WORDS) })
 }
 
 /// SIGINT, SIGTERM and SIGHUP, to be read like a file.

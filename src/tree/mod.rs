@@ -6,11 +6,13 @@
 //! another generation.
 
 mod children;
+mod lasting;
 mod node;
 
+pub use lasting::{Incarnation, OpenFile, WORDS as LASTING_WORDS};
 pub use node::{Content, Ino, Node, NodeData, Remote};
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::HashMap;
 
 use node::Place;
 
@@ -22,25 +24,6 @@ pub const ROOT: Ino = Ino(1);
 /// The place of the root directory.
 const ROOT_PLACE: Place = 0;
 
-/// Which process of a mount this is. One may follow another on the same mount, and no inode number is used twice there.
-#[derive(Clone, Copy, Debug)]
-pub struct Incarnation {
-    /// How many came before.
-    pub number: u32,
-    /// The highest generation in any of their inode numbers, and in ours.
-    pub generations: &'static AtomicU32,
-    /// Whether another one may come after this.
-    pub may_be_followed: bool,
-}
-
-impl Default for Incarnation {
-    /// The only one.
-    fn default() -> Self {
-        static ALONE: AtomicU32 = AtomicU32::new(0);
-        Self { number: 0, generations: &ALONE, may_be_followed: false }
-    }
-}
-
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
@@ -50,6 +33,9 @@ pub struct Tree {
     /// The generation of a new place.
     first: u32,
     incarnation: Incarnation,
+    /// Numbers that the kernel has from a process before this one, which still stand for these places, and the reverse.
+    kept: HashMap<Ino, Place>,
+    names: HashMap<Place, Ino>,
 }
 
 impl Default for Tree {
@@ -63,21 +49,19 @@ impl Tree {
     pub fn new(incarnation: Incarnation) -> Self {
         let mut root = Node::new(ROOT_PLACE, 0, "", NodeData::Dir);
         root.explicit = true;
-        let first = match incarnation.number {
-            0 => 0,
-            _ => incarnation.generations.load(Ordering::Relaxed).saturating_add(1),
-        };
-        incarnation.generations.fetch_max(first, Ordering::Relaxed);
-        Self { nodes: vec![root], free: Vec::new(), first, incarnation }
+        let first = incarnation.first_generation();
+        Self { nodes: vec![root], free: Vec::new(), first, incarnation, kept: HashMap::new(), names: HashMap::new() }
     }
 
     fn place(&self, ino: Ino) -> Option<Place> {
         let (place, generation) = ino.place()?;
-        self.nodes.get(place as usize).is_some_and(|node| node.generation == generation).then_some(place)
+        let own = self.nodes.get(place as usize).is_some_and(|node| node.generation == generation);
+        if own { Some(place) } else { self.kept.get(&ino).copied() }
     }
 
     fn ino_at(&self, place: Place) -> Ino {
-        Ino::new(place, self.nodes[place as usize].generation)
+        let own = || Ino::new(place, self.nodes[place as usize].generation);
+        if self.names.is_empty() { own() } else { self.names.get(&place).copied().unwrap_or_else(own) }
     }
 
     fn at(&self, place: Place) -> &Node {
@@ -107,7 +91,7 @@ impl Tree {
     /// All nodes that have a name, in no order.
     pub fn linked(&self) -> impl Iterator<Item = (Ino, &Node)> {
         let nodes = (0..).zip(&self.nodes).filter(|(_, node)| node.linked);
-        nodes.map(|(place, node)| (Ino::new(place, node.generation), node))
+        nodes.map(|(place, node)| (self.ino_at(place), node))
     }
 
     /// The child of a directory.
@@ -234,6 +218,7 @@ impl Tree {
         if self.at(place).linked {
             self.detach(place);
             self.nodes[place as usize].linked = false;
+            self.doubt(ino);
         }
         self.collect(place);
     }
@@ -262,6 +247,88 @@ impl Tree {
         node.parent = parent;
         node.name = name.into();
         self.attach(place);
+        self.assure(self.ino_at(place));
+    }
+
+    /// Records the name of a directory that the kernel knows, for the next process.
+    fn record(&mut self, place: Place) {
+        if place != ROOT_PLACE && self.incarnation.may_be_followed() {
+            self.nodes[place as usize].extra_mut().recorded = true;
+            let node = self.at(place);
+            self.incarnation.name_directory(self.ino_at(place), Some((self.ino_at(node.parent), node.name())));
+        }
+    }
+
+    fn is_recorded(&self, ino: Ino) -> bool {
+        self.get(ino).and_then(|node| node.extra.as_ref()).is_some_and(|extra| extra.recorded)
+    }
+
+    /// A directory is about to get another name, or none: until [`Tree::assure`], nobody is to find it by this one.
+    pub fn doubt(&self, ino: Ino) {
+        if self.is_recorded(ino) {
+            self.incarnation.name_directory(ino, None);
+        }
+    }
+
+    /// The name that a directory has counts again.
+    pub fn assure(&mut self, ino: Ino) {
+        if let Some(place) = self.place(ino).filter(|place| self.at(*place).linked && self.is_recorded(ino)) {
+            self.record(place);
+        }
+    }
+
+    /// Takes over the numbers of directories and open files that the kernel has from the process before this one. `files` are
+    /// open files, by the number of their content.
+    pub fn take_over(&mut self, files: &HashMap<u64, Ino>) {
+        let directories = self.incarnation.take_directories();
+        let mut found = HashMap::from([(ROOT, ROOT)]);
+        for ino in directories.keys() {
+            self.resolve(*ino, &directories, &mut found);
+        }
+        let with_content = self.linked().filter_map(|(now, node)| Some((*files.get(&node.content()?.id?.0)?, now)));
+        let files: Vec<(Ino, Ino)> = with_content.collect();
+        let places: Vec<(Ino, Place)> =
+            found.into_iter().chain(files).filter_map(|(ino, now)| Some((ino, self.place(now)?))).collect();
+        for (ino, place) in places.into_iter().filter(|(_, place)| *place != ROOT_PLACE) {
+            // How often the kernel counts it is not known: it is never let go of.
+            self.nodes[place as usize].lookups = u32::MAX;
+            self.kept.insert(ino, place);
+            self.names.insert(place, ino);
+        }
+        let directories: Vec<Place> = self.names.keys().copied().filter(|place| self.at(*place).is_dir()).collect();
+        for place in directories {
+            self.record(place);
+        }
+    }
+
+    /// The directory that has the name now under which an earlier process knew one.
+    fn resolve(
+        &self,
+        ino: Ino,
+        directories: &HashMap<Ino, (Ino, String)>,
+        found: &mut HashMap<Ino, Ino>,
+    ) -> Option<Ino> {
+        // Upwards to one that is known, then down again: a chain is as long as somebody made it.
+        let (mut chain, mut at) = (Vec::new(), ino);
+        while !found.contains_key(&at) {
+            if chain.len() > directories.len() {
+                return None;
+            }
+            chain.push(at);
+            at = directories.get(&at)?.0;
+        }
+        let mut now = *found.get(&at)?;
+        for ino in chain.into_iter().rev() {
+            let (_, name) = directories.get(&ino)?;
+            now = self.child(now, name).filter(|child| self.get(*child).is_some_and(Node::is_dir))?;
+            found.insert(ino, now);
+        }
+        Some(now)
+    }
+
+    /// The numbers that were taken over.
+    pub fn taken_over(&self) -> impl Iterator<Item = Ino> {
+        self.kept.keys().copied()
     }
 
     /// Whether `ino` is `ancestor` or lies below it.
@@ -275,9 +342,12 @@ impl Tree {
 
     /// The kernel holds one more reference.
     pub fn remember(&mut self, ino: Ino) {
-        if let Some(node) = self.get_mut(ino) {
-            // A count that is full stays so: the node is never let go of.
-            node.lookups = node.lookups.saturating_add(1);
+        let Some(place) = self.place(ino) else { return };
+        let node = &mut self.nodes[place as usize];
+        // A count that is full stays so: the node is never let go of.
+        node.lookups = node.lookups.saturating_add(1);
+        if node.is_dir() && !node.extra_mut().recorded {
+            self.record(place);
         }
     }
 
@@ -311,7 +381,7 @@ impl Tree {
         // From now on nobody finds it by its number. A place whose numbers are used up is not used again.
         if let Some(next) = node.generation.checked_add(1) {
             node.generation = next;
-            self.incarnation.generations.fetch_max(next, Ordering::Relaxed);
+            self.incarnation.uses(next);
             self.free.push(place);
         }
     }

@@ -99,6 +99,8 @@ pub(super) struct Extra {
     pub opens: u32,
     pub children: Children,
     pub subdirs: u32,
+    /// Directories: its name is recorded for the next process.
+    pub recorded: bool,
 }
 
 /// A node.

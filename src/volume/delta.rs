@@ -168,6 +168,17 @@ impl Inner {
         Ok(())
     }
 
+    /// Commits what gives these nodes other names. A crash in the middle must not let the next process take one for another.
+    pub fn commit_move(&mut self, changes: Changes, moving: &[Option<Ino>]) -> Result<()> {
+        let moving = || moving.iter().copied().flatten();
+        moving().for_each(|ino| self.tree.doubt(ino));
+        let committed = self.commit(changes);
+        if committed.is_err() {
+            moving().for_each(|ino| self.tree.assure(ino));
+        }
+        committed
+    }
+
     fn write(&mut self, changes: &Changes) -> Result<()> {
         let tx = self.db.begin()?;
         for (path, row) in &changes.deltas {

@@ -15,7 +15,7 @@ use super::recording::complete_stamp;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{ContentRow, Delta, DeltaRow, NodeRow};
 use crate::datastore::names::is_rewritten_in_place;
-use crate::tree::{Ino, Remote};
+use crate::tree::{Ino, OpenFile, Remote};
 
 /// An open file.
 #[derive(Debug)]
@@ -105,6 +105,25 @@ impl Volume {
         }
         self.mark_suspect(inner, ino, &live)?;
         Ok(OpenOutcome::Ready(self.handle(inner, ino, live, true)))
+    }
+
+    /// Opens a file again that a process before this one had open, unless it has another content now.
+    ///
+    /// # Errors
+    /// `Stale`, `ReadOnly`, disk errors.
+    pub fn open_again(self: &Arc<Self>, file: &OpenFile) -> Result<Option<Handle>> {
+        let id = self.lock().tree.get(file.ino).and_then(|node| node.content()?.id);
+        if id.is_none_or(|id| id.0 != file.content) {
+            return Ok(None);
+        }
+        match self.open(file.ino, OpenRequest { writable: file.writable, truncate: false })? {
+            OpenOutcome::Ready(handle) if Some(handle.live.id) == id => Ok(Some(handle)),
+            OpenOutcome::Ready(handle) => {
+                self.release(&handle);
+                Ok(None)
+            }
+            OpenOutcome::Fetch(_) => Ok(None),
+        }
     }
 
     /// What is opened is evicted last.

@@ -83,6 +83,10 @@ impl Volume {
         builder.origin_only_puts();
         let Unplaced { blocked, shadowed } = show_all(&mut builder.tree, &base.index, &builder.deltas);
         builder.cached_files(cached);
+        if options.incarnation.number > 0 {
+            let open = options.incarnation.open_files().into_iter();
+            builder.tree.take_over(&open.map(|(_, file)| (file.content, file.ino)).collect());
+        }
         let Builder { rows, deltas, tree, forgotten, .. } = builder;
 
         let now = Instant::now();

@@ -104,6 +104,11 @@ impl Volume {
         self.lock().read_only.clone()
     }
 
+    /// Inodes that the kernel knows from a process before this one.
+    pub fn taken_over(&self) -> Vec<crate::tree::Ino> {
+        self.lock().tree.taken_over().collect()
+    }
+
     /// The open content of a file that is being read or written, if any.
     pub fn live(&self, ino: crate::tree::Ino) -> Option<Arc<LiveContent>> {
         let inner = self.lock();

@@ -136,7 +136,7 @@ impl Volume {
         Self::forget_directory_rows(inner, ino, &mut changes);
         Self::write_directory_rows(inner, ino, from, to, &mut changes);
         inner.keep_directory(old_parent, ino, &mut changes);
-        inner.commit(changes)?;
+        inner.commit_move(changes, &[Some(ino), target])?;
         if let Some(target) = target {
             inner.tree.unlink(target);
         }
@@ -230,7 +230,7 @@ impl Volume {
         self.move_rows(inner, &moved, &mut changes);
         Self::write_directory_rows(inner, a.0, a.1, b.1, &mut changes);
         Self::write_directory_rows(inner, b.0, b.1, a.1, &mut changes);
-        inner.commit(changes)?;
+        inner.commit_move(changes, &[Some(a.0), Some(b.0)])?;
         inner.tree.exchange(a.0, b.0);
         inner.touch_ctime(b.0);
         Ok(moved.into_iter().map(|file| file.from).collect())

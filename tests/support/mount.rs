@@ -388,6 +388,11 @@ impl Mount<'_> {
         self.status()["worker_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid")
     }
 
+    /// Waits until the worker after so many crashes answers.
+    pub fn restarted(&self, times: u64) {
+        eventually("the next worker", || (self.try_status()?["restarts"] == times).then_some(()));
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("running").id()
