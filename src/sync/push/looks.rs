@@ -30,6 +30,9 @@ pub(super) enum Look {
     Failed,
 }
 
+/// What was found for rows whose transfer could not begin in their round, by path: nobody has to look again.
+pub(super) type Looks = HashMap<String, (Replaced, BaseVersion)>;
+
 /// A version that nobody here ever saw.
 fn unknown(row: &PlannedRow) -> Option<&Replaced> {
     row.replaces.as_ref().filter(|replaced| replaced.fingerprint.is_none())
@@ -52,21 +55,31 @@ impl Engine {
         self: &Arc<Self>,
         rows: &[PlannedRow],
         patience: Duration,
+        kept: &mut Looks,
         reasons: &mut Vec<String>,
     ) -> Result<Vec<Look>, SyncError> {
+        let mut kept = std::mem::take(kept);
         let mut looks: Vec<Look> = vec![Look::Nothing; rows.len()];
         let unknown: Vec<(usize, &Replaced)> =
             rows.iter().enumerate().filter_map(|(at, row)| Some((at, unknown(row)?))).collect();
         if unknown.is_empty() {
             return Ok(looks);
         }
-        for (at, _) in &unknown {
-            looks[*at] = Look::Late;
-        }
         let mut found: HashMap<usize, BaseVersion> = HashMap::new();
+        for (at, replaced) in &unknown {
+            looks[*at] = Look::Late;
+            if let Some((known, version)) = kept.remove(rows[*at].path.as_str())
+                && known == **replaced
+            {
+                found.insert(*at, version);
+            }
+        }
         {
-            let questions: Vec<(usize, String, Entry)> =
-                unknown.iter().map(|(at, known)| (*at, rows[*at].path.to_string(), known.entry.clone())).collect();
+            let questions: Vec<(usize, String, Entry)> = unknown
+                .iter()
+                .filter(|(at, _)| !found.contains_key(at))
+                .map(|(at, known)| (*at, rows[*at].path.to_string(), known.entry.clone()))
+                .collect();
             let mut answers = futures_util::stream::iter(questions)
                 .map(|(at, key, entry)| async move { (at, self.head(&key, &entry).await) })
                 .buffer_unordered(self.options.upload_concurrency.max(1));
@@ -89,6 +102,15 @@ impl Engine {
             }
         }
         Ok(looks)
+    }
+
+    /// Looks that the next round need not repeat.
+    pub(super) fn keep_looks<'a>(rows: impl Iterator<Item = (&'a PlannedRow, &'a Look)>, kept: &mut Looks) {
+        for (row, look) in rows {
+            if let (Some(replaced), Look::Found(version)) = (unknown(row), look) {
+                kept.insert(row.path.to_string(), (replaced.clone(), version.clone()));
+            }
+        }
     }
 
     /// The same for one row by itself.

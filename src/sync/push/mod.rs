@@ -25,6 +25,7 @@ use crate::datastore::lock::LockOptions;
 use crate::datastore::{HeldLock, RelPath, Writer, now_nanos};
 use crate::volume::{NewBase, Outcome, PlannedRow, PushPlan, PushSelection, Settled};
 use flights::{Flights, Landings};
+use looks::Looks;
 use transfer::{Flown, Transferred, Verdict};
 
 /// Rounds of a flush: conflicts and files that were written meanwhile need another one.
@@ -43,6 +44,7 @@ pub(super) struct PushState {
     pub last_index_write: Duration,
     /// Transfers, also of rounds that are over.
     flights: Flights<Flown>,
+    looks: Looks,
 }
 
 impl PushState {
@@ -135,6 +137,10 @@ impl Engine {
     async fn round(self: &Arc<Self>, selection: Option<PushSelection>) -> Result<Left, Vec<String>> {
         let mut state = self.push_gate.lock().await;
         let landings = state.flights.landings();
+        if state.flights.len() >= 2 * self.options.upload_concurrency.max(1) && !state.flights.any_landed() {
+            // Nothing more could begin.
+            return Ok(Left { under_way: Some(landings), ..Left::default() });
+        }
         let mut plan = PushPlan::default();
         if let Some(selection) = selection {
             let volume = Arc::clone(&self.volume);
@@ -181,8 +187,7 @@ impl Engine {
         self.prove_conditions(state).await?;
         self.uploaded.store(0, Ordering::Relaxed);
         let mut left = Left::default();
-        let patience = state.patience();
-        let transferred = self.transfer(plan.rows, &mut state.flights, patience, &mut left).boxed().await?;
+        let transferred = self.transfer(plan.rows, state, &mut left).boxed().await?;
         let (rows, conflicts): (Vec<_>, Vec<_>) =
             transferred.into_iter().partition(|t| matches!(t.verdict, Verdict::Commit(..)));
         left.again += conflicts.iter().filter(|t| matches!(t.verdict, Verdict::Again)).count();

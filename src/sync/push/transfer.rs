@@ -14,11 +14,11 @@ use super::super::base::BaseVersion;
 use super::super::merge::{Change, Row, Uploaded};
 use super::super::pace::Urgency;
 use super::super::{Engine, FetchError, SyncError};
-use super::Left;
 use super::flights::Flights;
 use super::looks::Look;
 use super::order::{Job, Next, next};
 use super::uploads::fields_entry;
+use super::{Left, PushState};
 use crate::cache::rows::Version;
 use crate::datastore::Entry;
 use crate::store::{Fingerprint, StoreError};
@@ -95,12 +95,14 @@ struct Wave<'a> {
     /// Failed, or still under way: what they copy from must stay.
     stuck: Vec<usize>,
     done: Vec<Transferred>,
+    /// Ends the round.
+    broken: Option<SyncError>,
     left: &'a mut Left,
 }
 
 impl Wave<'_> {
     /// Takes the results of what ended; how many of them began in this round.
-    fn take(&mut self, flights: &mut Flights<Flown>) -> Result<usize, Box<SyncError>> {
+    fn take(&mut self, flights: &mut Flights<Flown>) -> usize {
         let mut count = 0;
         for (path, result) in flights.take_landed() {
             let place = self.places.get(&path).copied();
@@ -115,11 +117,11 @@ impl Wave<'_> {
                     self.done.push(transferred);
                 }
                 Some(Err(Failed::Row(reason))) => self.failed(place, &path, &reason),
-                Some(Err(Failed::Whole(error))) => return Err(Box::new(error)),
+                Some(Err(Failed::Whole(error))) => self.broken = Some(error),
                 None => self.failed(place, &path, "the transfer ended without a result"),
             }
         }
-        Ok(count)
+        count
     }
 
     fn failed(&mut self, place: Option<usize>, path: &str, reason: &str) {
@@ -135,11 +137,12 @@ impl Engine {
     pub(super) async fn transfer(
         self: &Arc<Self>,
         rows: Vec<PlannedRow>,
-        flights: &mut Flights<Flown>,
-        patience: Duration,
+        state: &mut PushState,
         left: &mut Left,
     ) -> Result<Vec<Transferred>, SyncError> {
-        let looks = self.versions_before(&rows, patience, &mut left.reasons).await?;
+        let patience = state.patience();
+        let looks = self.versions_before(&rows, patience, &mut state.looks, &mut left.reasons).await?;
+        let flights = &mut state.flights;
         let paths = rows.iter().map(|row| row.path.to_string()).chain(flights.jobs().map(|(path, _)| path.clone()));
         let looked = |at: &usize| !matches!(looks[*at], Look::Failed);
         let (waiting, unseen): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(looked);
@@ -149,12 +152,13 @@ impl Engine {
             waiting,
             stuck: unseen.into_iter().chain(rows.len()..rows.len() + flights.len()).collect(),
             done: Vec::new(),
+            broken: None,
             rows,
             looks,
             left,
         };
-        wave.take(flights).map_err(|error| *error)?;
-        loop {
+        wave.take(flights);
+        while wave.broken.is_none() {
             match next(&wave.jobs, &wave.waiting, &wave.stuck) {
                 Next::Done => break,
                 Next::Break(at) => match self.fetch_origin(&wave.rows[at]).await {
@@ -173,14 +177,18 @@ impl Engine {
                     }
                 },
                 Next::Run(ready) => {
-                    if !self.run_jobs(ready, &mut wave, flights, patience).await? {
+                    if !self.run_jobs(ready, &mut wave, flights, patience).await {
                         break;
                     }
                 }
             }
         }
         // A removal must not take away what a copy still needs that failed, is under way, or could not begin.
-        let Wave { jobs, mut done, waiting, stuck, .. } = wave;
+        let Wave { rows, looks, jobs, mut done, waiting, stuck, broken, .. } = wave;
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        Self::keep_looks(waiting.iter().map(|at| (&rows[*at], &looks[*at])), &mut state.looks);
         let needed: HashSet<&str> =
             stuck.iter().chain(&waiting).filter_map(|i| jobs[*i].copies_from.as_deref()).collect();
         done.retain(|t| t.row.put.is_some() || !needed.contains(t.row.path.as_str()));
@@ -194,7 +202,7 @@ impl Engine {
         wave: &mut Wave<'_>,
         flights: &mut Flights<Flown>,
         patience: Duration,
-    ) -> Result<bool, SyncError> {
+    ) -> bool {
         let running: HashSet<usize> = ready.iter().copied().collect();
         wave.waiting.retain(|i| !running.contains(i));
         let at_once = self.options.upload_concurrency.max(1);
@@ -213,13 +221,16 @@ impl Engine {
                 here += 1;
             }
             if here == 0 && queue.peek().is_none() {
-                return Ok(true);
+                return true;
             }
             if timeout(patience, landings.changed()).await.is_err() {
                 wave.waiting.extend(queue);
-                return Ok(false);
+                return false;
             }
-            here -= wave.take(flights).map_err(|error| *error)?;
+            here -= wave.take(flights);
+            if wave.broken.is_some() {
+                return false;
+            }
         }
     }
 
