@@ -184,6 +184,34 @@ fn goes_on(lab: &Lab, operation: &str, key: &str) {
 }
 
 #[test]
+fn stuck_uploads_leave_room_for_others_however_few_may_run_at_a_time() {
+    let lab = Lab::s3();
+    lab.seed(&[("old-0", b"never read"), ("old-1", b"never read")]);
+    let machine = lab.machine();
+    let mount = machine.mount_with(&["--refresh", "3600", "--flush-after", "0.2", "--upload-concurrency", "2"]);
+    let gates = ["stuck-0", "stuck-1"].map(|name| lab.server().hold("PutObject", name));
+    mount.write("stuck-0", "late");
+    mount.write("stuck-1", "late");
+    gates.iter().for_each(|gate| gate.arrived_blocking(1));
+    for n in 0..10 {
+        mount.write(&format!("f{n}"), format!("{n}"));
+    }
+    mount.write("old-0", "changed");
+    mount.write("old-1", "changed");
+    for n in 0..10 {
+        arrives(&lab, &format!("f{n}"), format!("{n}").as_bytes());
+    }
+    arrives(&lab, "old-0", b"changed");
+    arrives(&lab, "old-1", b"changed");
+    assert!(!is_listed(&lab, "stuck-0") && !is_listed(&lab, "stuck-1"));
+    gates.iter().for_each(Gate::open);
+    mount.flushed();
+    assert_eq!(lab.entries().len(), 14);
+    assert_eq!(mount.status()["conflicts"], json!([]));
+    assert_eq!(mount.unmount(), 0);
+}
+
+#[test]
 fn an_unmount_with_a_dead_network_ends_in_its_time_and_keeps_everything() {
     for lab in Lab::each_server() {
         seed(&lab);
