@@ -3,12 +3,8 @@
 //!
 //! Sound documents are damaged by fixed seeds: bytes replaced, cut out, repeated, and mixed with those of others.
 
-use swamp_mount::cache::rows::{Attrs, ContentRow, DeltaRow, PendingDelete};
-use swamp_mount::config::Source;
-use swamp_mount::datastore::index::{Document, Meta, MetaRead};
-use swamp_mount::datastore::sidecar::{Flavour, Sidecar, SidecarRead};
-use swamp_mount::datastore::{LockBody, RelPath, classify, parse_nanos, partition};
-use swamp_mount::mount::control::{Request, Response};
+#[path = "support/parsers.rs"]
+mod parsers;
 
 const ROUNDS: u64 = 4_000;
 
@@ -18,49 +14,6 @@ struct Target {
     parse: fn(&[u8]),
 }
 
-fn text(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
-}
-
-fn index(bytes: &[u8]) {
-    if let Ok(document) = Document::parse(bytes) {
-        let written = document.to_bytes();
-        let again = Document::parse(&written).expect("what we write we can read");
-        assert_eq!(again.to_bytes(), written);
-        assert_eq!(again.len(), document.len());
-    }
-}
-
-fn meta(bytes: &[u8]) {
-    if let Ok(MetaRead::Shards(meta)) = Meta::parse(bytes, None) {
-        assert_eq!(Meta::parse(&meta.to_bytes(), None), Ok(MetaRead::Shards(meta)));
-    }
-}
-
-fn sidecar(bytes: &[u8]) {
-    for flavour in [Flavour::S3, Flavour::Gcs] {
-        if let SidecarRead::Present(sidecar) = Sidecar::parse(bytes, flavour) {
-            assert!(Sidecar::parse(&sidecar.to_bytes(flavour), flavour).sidecar().is_some());
-            let _ = sidecar.trusted(Some(0));
-        }
-    }
-}
-
-fn path(bytes: &[u8]) {
-    let text = text(bytes);
-    let _ = (classify(&text), partition::ours(&text), partition::candidates(&text), parse_nanos(&text));
-    if let Ok(path) = RelPath::parse(&text) {
-        assert!(std::path::Path::new(path.as_str()).components().all(|c| matches!(c, std::path::Component::Normal(_))));
-    }
-}
-
-fn rows(bytes: &[u8]) {
-    let _ = serde_json::from_slice::<DeltaRow>(bytes);
-    let _ = serde_json::from_slice::<ContentRow>(bytes);
-    let _ = serde_json::from_slice::<PendingDelete>(bytes);
-    let _ = serde_json::from_slice::<Attrs>(bytes);
-}
-
 const TARGETS: &[Target] = &[
     Target {
         name: "index",
@@ -68,7 +21,7 @@ const TARGETS: &[Target] = &[
             r#"{"version":1,"lastPulled":"2026-04-28T08:05:37.123Z","entries":{"data/a b/é.yaml":{"key":"data/a b/é.yaml","size":12,"lastModified":"2026-04-28T08:05:37.001Z","localMtime":"x","sha256":"00"},"f":{"size":1},"f/g":{"size":-1,"mode":"120000"}}}"#,
             r#"{"version":1,"entries":{"../x":{},"a/":{"size":1e300},"a":null,"_index/x":{"size":1},"a":{"size":9007199254740993}},"future":[{}]}"#,
         ],
-        parse: index,
+        parse: parsers::index,
     },
     Target {
         name: "list of shards",
@@ -76,7 +29,23 @@ const TARGETS: &[Target] = &[
             r#"{"version":2,"partitions":["audit","data--mytype--abc"],"commitSeq":42,"lastCompacted":"t"}"#,
             r#"{"version":1}"#,
         ],
-        parse: meta,
+        parse: parsers::meta,
+    },
+    Target {
+        name: "shards",
+        corpus: &[
+            "{\"version\":2,\"partitions\":[\"_root\",\"data--t--i\"],\"commitSeq\":1}\0{\"version\":1,\"entries\":{\"a\":{\"size\":1}}}\0{\"version\":1,\"entries\":{\"data/t/i/1/raw\":{\"size\":1},\"a\":{\"size\":2}}}",
+        ],
+        parse: parsers::shards,
+    },
+    Target {
+        name: "repository",
+        corpus: &[
+            "repoId: id\ndatastore:\n  type: \"@swamp/s3-datastore\"\n  namespace: infra\n  config:\n    bucket: my-bucket\n    prefix: ${{ env.NAME }}\n    pullConcurrency: 1\n",
+            "s3:bucket/prefix",
+            "@swamp/gcs-datastore:{\"bucket\":\"b_b\",\"apiEndpoint\":\"http://h:1\"}",
+        ],
+        parse: parsers::repo,
     },
     Target {
         name: "sidecar",
@@ -84,16 +53,14 @@ const TARGETS: &[Target] = &[
             r#"{"version":1,"remoteIndexETag":"abc","lastVerifiedAt":"2026-04-28T08:05:37.123Z","localDirty":false}"#,
             r#"{"version":2,"remoteIndexGeneration":"1","lastVerifiedAt":"","localDirty":true,"dirtyPaths":["a"],"bulkInvalidated":true,"lazyPullActive":true,"dirtyPathsOverflowed":false,"commitSeq":3}"#,
         ],
-        parse: sidecar,
+        parse: parsers::sidecar,
     },
     Target {
         name: "lock",
         corpus: &[
             r#"{"holder":"u@h","hostname":"h","pid":123,"acquiredAt":"2026-04-28T08:05:37.123Z","ttlMs":30000,"nonce":"n"}"#,
         ],
-        parse: |bytes| {
-            let _ = LockBody::parse(bytes);
-        },
+        parse: parsers::lock,
     },
     Target {
         name: "control socket",
@@ -103,32 +70,27 @@ const TARGETS: &[Target] = &[
             r#"{"response":"failed","message":"m"}"#,
             r#"{"response":"progress","pending":{"files":1,"bytes":2,"removals":0,"uploaded_bytes":0},"phase":"mounted"}"#,
         ],
-        parse: |bytes| {
-            let _ = serde_json::from_slice::<Request>(bytes);
-            let _ = serde_json::from_slice::<Response>(bytes);
-        },
+        parse: parsers::control,
     },
     Target {
         name: "state rows",
         corpus: &[
             r#"{"generation":1,"delta":{"op":"put","origin":{"key":"k","entry":{"size":1},"fingerprint":"e"},"suspect":true},"upload":{"id":"i","sha256":"s","size":1}}"#,
             r#"{"version":{"key":"k","entry":{"size":1}},"present":[[0,1]],"stamp":{"size":1,"mtime":-1}}"#,
+            r#"{"present":[[1,5],[9,3]]}"#,
             r#"{"mode":420,"xattrs":{"user.a":[1,255]}}"#,
         ],
-        parse: rows,
+        parse: parsers::rows,
     },
     Target {
         name: "paths",
         corpus: &["data/t/i/v/x", "workflow-runs/w/r", "a/../b", "2026-04-28T08:05:37.123Z"],
-        parse: path,
+        parse: parsers::paths,
     },
     Target {
         name: "sources",
         corpus: &["s3://bucket/prefix/x", "gs://b_b", "file:///dir/with space", "bucket"],
-        parse: |bytes| {
-            let _ = Source::parse(&text(bytes), None);
-            let _ = Source::parse("bucket", Some(&text(bytes)));
-        },
+        parse: parsers::sources,
     },
 ];
 
@@ -184,7 +146,7 @@ fn damaged_documents_are_errors_and_never_panics() {
         for seed in 0..ROUNDS {
             let bytes = damaged(&mut fastrand::Rng::with_seed(seed), target.corpus);
             let parsed = std::panic::catch_unwind(|| (target.parse)(&bytes));
-            assert!(parsed.is_ok(), "{} with seed {seed}: {:?}", target.name, text(&bytes));
+            assert!(parsed.is_ok(), "{} with seed {seed}: {:?}", target.name, String::from_utf8_lossy(&bytes));
         }
     }
 }

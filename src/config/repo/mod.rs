@@ -105,7 +105,10 @@ impl RepoConfig {
     }
 
     /// The same from the text of the file.
-    fn parse(dir: &Path, text: &str, environment: &Environment) -> Result<Self, ConfigError> {
+    ///
+    /// # Errors
+    /// When it cannot be honoured.
+    pub fn parse(dir: &Path, text: &str, environment: &Environment) -> Result<Self, ConfigError> {
         let path = dir.join(REPO_FILE);
         let document: Value = match text.trim() {
             "" => Value::Null,
