@@ -317,11 +317,14 @@ impl HeldLock {
     /// # Errors
     /// When the answer stays open.
     pub async fn prove_conditions(&self) -> Result<bool, StoreError> {
-        match create(&*self.store, &self.options.key, &self.options.body(&self.nonce)).await {
-            Ok(_) => Ok(false),
-            Err(error) if error.is_precondition() => Ok(true),
-            Err(error) => Err(error),
+        // One that succeeds may have met no lock: somebody took it over to whom it was stale. The next one meets ours again.
+        for _ in 0..3 {
+            match create(&*self.store, &self.options.key, &self.options.body(&self.nonce)).await {
+                Err(error) if error.is_precondition() => return Ok(true),
+                answer => answer.map(drop)?,
+            }
         }
+        Ok(false)
     }
 
     /// Gives the lock back, as well as that is possible; what fails is logged, and the time to live covers it.

@@ -100,8 +100,8 @@ impl Pace {
         too_many
     }
 
-    /// A transfer ended.
-    fn learn(&self) {
+    /// A transfer ended. Who makes transfers without places tells of each, and makes no more than [`Pace::limit`] at a time.
+    pub fn learn(&self) {
         let refusals = self.refusals.count();
         let mut state = self.state();
         if refusals > state.seen {

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::inner::Inner;
-use super::live::{LiveContent, Stable};
+use super::live::LiveContent;
+use super::writes::Stable;
 use super::{Result, Volume, VolumeError};
 use crate::cache::ContentId;
 use crate::cache::rows::{

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::hashed::HashedPrefix;
 use super::unseen::UnseenWrites;
+use super::writes::{Stable, Writes};
 use crate::cache::rows::Version;
 use crate::cache::{ContentId, RangeSet};
 use crate::tree::Ino;
@@ -95,11 +96,9 @@ pub struct LiveContent {
     /// The hash of what is here from the beginning on.
     pub hashed: HashedPrefix,
     progress: watch::Sender<u64>,
-    begun: AtomicU64,
-    ended: AtomicU64,
+    writes: Writes,
     writers: AtomicU32,
     handles: AtomicU32,
-    dirty: AtomicBool,
     /// Its size or mtime may have changed since it was opened.
     touched: AtomicBool,
     replaced: AtomicBool,
@@ -112,10 +111,6 @@ pub struct LiveContent {
     untold: AtomicBool,
     last_write: Mutex<Option<Instant>>,
 }
-
-/// Proof of a moment in which nobody was writing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stable(u64);
 
 /// While it lives, all of a content must be stored here, not streamed.
 #[derive(Debug)]
@@ -145,11 +140,9 @@ impl LiveContent {
             state: Mutex::new(state),
             hashed: HashedPrefix::default(),
             progress: watch::Sender::new(0),
-            begun: AtomicU64::new(0),
-            ended: AtomicU64::new(0),
+            writes: Writes::default(),
             writers: AtomicU32::new(0),
             handles: AtomicU32::new(0),
-            dirty: AtomicBool::new(false),
             replaced: AtomicBool::new(false),
             storing: AtomicU32::new(0),
             streaming: tokio::sync::Mutex::default(),
@@ -189,12 +182,11 @@ impl LiveContent {
 
     /// Runs a modification of the bytes.
     pub fn modify<T>(&self, change: impl FnOnce(&File) -> T) -> T {
-        self.begun.fetch_add(1, Ordering::SeqCst);
-        self.dirty.store(true, Ordering::SeqCst);
-        let result = change(&self.file);
-        *self.last_write.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        self.ended.fetch_add(1, Ordering::SeqCst);
-        result
+        self.writes.during(|| {
+            let result = change(&self.file);
+            *self.last_write.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            result
+        })
     }
 
     /// A change that was not made through [`LiveContent::modify`].
@@ -265,32 +257,25 @@ impl LiveContent {
     /// the kernel writes by itself.
     pub fn stable(&self) -> Option<Stable> {
         self.look();
-        let ended = self.ended.load(Ordering::SeqCst);
-        (self.begun.load(Ordering::SeqCst) == ended).then_some(Stable(ended))
+        self.writes.stable()
     }
 
     /// Whether nothing was written since.
     pub fn unchanged_since(&self, stable: Stable) -> bool {
         self.look();
-        self.begun.load(Ordering::SeqCst) == stable.0
+        self.writes.unchanged_since(stable)
     }
 
     /// Whether anything was written that no push carried away.
     pub fn is_dirty(&self) -> bool {
         self.look();
-        self.dirty.load(Ordering::SeqCst)
+        self.writes.are_dirty()
     }
 
     /// A push carried the bytes of `stable` away. Returns whether they still are all there is.
     pub(super) fn clean_if_unchanged(&self, stable: Stable) -> bool {
         self.unseen.note_carried();
-        let was = self.dirty.swap(false, Ordering::SeqCst);
-        // A write that begins after the swap sets the flag again by itself; one that began before is seen here.
-        if self.unchanged_since(stable) {
-            return true;
-        }
-        self.dirty.fetch_or(was, Ordering::SeqCst);
-        false
+        self.writes.clean_if_unchanged(stable, || self.look())
     }
 
     /// When the last write ended.
@@ -333,7 +318,7 @@ impl LiveContent {
 
     /// Whether its size or mtime may be others than when it was opened.
     pub(super) fn was_touched(&self) -> bool {
-        self.touched.load(Ordering::SeqCst) || self.begun.load(Ordering::SeqCst) > 0
+        self.touched.load(Ordering::SeqCst) || self.writes.any()
     }
 
     pub(super) fn add_writer(&self) {

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::delta::Changes;
 use super::inner::Inner;
-use super::live::{LiveContent, Stable};
+use super::live::LiveContent;
 use super::recording::complete_stamp;
+use super::writes::Stable;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{
     CommittedRow, ContentRow, Delta, DeltaRow, Kind, PendingDelete, Replaced, UploadMark, Version,

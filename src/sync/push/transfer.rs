@@ -12,7 +12,6 @@ use tokio::time::timeout;
 
 use super::super::base::BaseVersion;
 use super::super::merge::{Change, Row, Uploaded};
-use super::super::pace::Urgency;
 use super::super::{Engine, FetchError, SyncError};
 use super::flights::Flights;
 use super::looks::Look;
@@ -205,12 +204,12 @@ impl Engine {
     ) -> bool {
         let running: HashSet<usize> = ready.iter().copied().collect();
         wave.waiting.retain(|i| !running.contains(i));
-        let at_once = self.options.upload_concurrency.max(1);
         let mut queue = ready.into_iter().peekable();
         let mut landings = flights.landings();
         let mut here = 0;
         loop {
             // Slow ones of earlier rounds leave room for others, but not without end.
+            let at_once = self.uploads.limit();
             while here < at_once && flights.len() < 2 * at_once {
                 let Some(at) = queue.next() else { break };
                 let (engine, row, look) = (Arc::clone(self), wave.rows[at].clone(), wave.looks[at].clone());
@@ -227,7 +226,9 @@ impl Engine {
                 wave.waiting.extend(queue);
                 return false;
             }
-            here -= wave.take(flights);
+            let ended = wave.take(flights);
+            (0..ended).for_each(|_| self.uploads.learn());
+            here -= ended;
             if wave.broken.is_some() {
                 return false;
             }
@@ -245,8 +246,6 @@ impl Engine {
     }
 
     async fn transfer_row(self: &Arc<Self>, row: PlannedRow, look: Look) -> Result<Transferred, Failed> {
-        let place = self.uploads.place(Urgency::Awaited).await;
-        let _place = place.ok_or_else(|| Failed::Row("the mount is ending".to_owned()))?;
         let looked = match look {
             Look::Found(version) => Some(version),
             Look::Late => self.version_before(&row).await?,
