@@ -119,7 +119,8 @@ fn open_files_and_directories_go_on() {
     reader.read_exact(&mut start).unwrap();
     assert!(start == large[..1 << 20]);
     let dir = fs::File::open(mount.path("dir/sub")).unwrap();
-    // What was fetched is recorded by then, or the reader would have to open it again.
+    // All of it was fetched and is recorded by then, or the reader would have to open it again.
+    assert!(fs::read(mount.path("large")).unwrap() == large);
     eventually("the cache", || machine.cache_root().join("cache/large").exists().then_some(()));
     fs::rename(mount.path("dir"), mount.path("renamed")).unwrap();
     rustix::fs::flock(&writer, rustix::fs::FlockOperation::LockExclusive).unwrap();

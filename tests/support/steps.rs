@@ -90,6 +90,8 @@ pub struct Tally {
     pub faults: u64,
     pub conflicts: u64,
     pub entries: u64,
+    /// Objects that no entry names in the end.
+    pub strays: u64,
 }
 
 impl Tally {
@@ -100,6 +102,7 @@ impl Tally {
         self.faults += other.faults;
         self.conflicts += other.conflicts;
         self.entries += other.entries;
+        self.strays += other.strays;
     }
 }
 
