@@ -440,8 +440,12 @@ fn children(pid: u32) -> Vec<String> {
 
 /// The kernel kills a worker with its supervisor, a moment later; nobody may find it at work then.
 fn wait_for_end(workers: &[String]) {
-    let alive = |stat: String| stat.contains("(swamp-mount)") && !stat.contains(") Z ");
-    let at_work = |pid: &String| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(alive);
+    // The first thread may be gone while another one still holds the files, and with them the lock of the cache.
+    let at_work = |pid: &String| {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        stat.contains("(swamp-mount)") && (!stat.contains(") Z ") || threads > 1)
+    };
     eventually("the worker's end", || (!workers.iter().any(at_work)).then_some(()));
 }
 
