@@ -151,7 +151,6 @@ impl Engine {
             // Programs wait for the one that comes after a crash: the background asks the bucket.
             engine.lost_contact.notify_one();
         } else if let Err(error) = engine.refresh().await {
-            let has_base = engine.volume.base().record.is_some_and(|r| !r.parts.is_empty());
             match (error.is_offline(), has_base) {
                 (true, true) => tracing::warn!(%error, "starting without the bucket"),
                 (true, false) => return Err(SyncError::NothingCached(Box::new(error))),
