@@ -233,7 +233,11 @@ fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut E
             RowOutcome::Applied
         }
         Change::Restore(..) if state != Some(ObjectState::Ours) => RowOutcome::KeptTheirs,
-        Change::Fields(_) | Change::Restore(..) if !as_seen => RowOutcome::KeptTheirs,
+        // The object is ours: whatever the index says of other bytes comes from an old view.
+        Change::Restore(entry, _) if !as_seen && current.as_ref().is_some_and(|c| c.same_bytes(entry)) => {
+            RowOutcome::KeptTheirs
+        }
+        Change::Fields(_) if !as_seen => RowOutcome::KeptTheirs,
         Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _) => {
             index.set(&row.path, entry);
             edits.changed.push((row.path.clone(), Some(entry.clone())));

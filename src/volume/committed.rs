@@ -1,8 +1,9 @@
 //! What this machine committed lately, so that it can be put back: a writer that read the index before our commit and
 //! writes it afterwards, without looking again, drops our entries or brings back those that we removed.
 //!
-//! Part of the volume. Invariants: an entry comes back only while its object still is the version that we uploaded, and only
-//! where the index says what it said before our commits; anything else is another writer's doing and stays.
+//! Part of the volume. Invariants: a commit is forgotten only when it is old or its object is not the version that we left,
+//! never for what an index says: that may come from a view of any age. An entry comes back only while its object still is
+//! what we uploaded, and what others made of its attributes stays.
 
 use std::collections::HashMap;
 
@@ -10,7 +11,7 @@ use super::delta::Changes;
 use super::rebase::NewBase;
 use super::{Result, Volume};
 use crate::cache::rows::{CommittedRow, Delta, DeltaRow, Replaced, Version};
-use crate::datastore::{Index, RelPath, now_nanos};
+use crate::datastore::{Entry, Index, RelPath, now_nanos};
 
 /// How long a writer may take from reading the index to writing it, in ns.
 const KEPT: i64 = 15 * 60 * 1_000_000_000;
@@ -30,8 +31,16 @@ pub struct Undone {
     pub replaced: Option<Replaced>,
 }
 
+impl Undone {
+    /// Whether the index says what it said before commits of ours.
+    pub fn is_as_before(&self) -> bool {
+        self.committed.is_before(self.replaced.as_ref().map(|replaced| &replaced.entry))
+    }
+}
+
 impl Volume {
-    /// Which of our recent commits an index has lost. Forgets those that are old or were followed by others.
+    /// Which of our recent commits an index does not show. Whether it lost them, or others went on from them, is for their
+    /// objects to say.
     ///
     /// # Errors
     /// Disk errors.
@@ -42,19 +51,9 @@ impl Volume {
         let mut changes = Changes::default();
         for (path, row) in &inner.committed {
             let current = index.get(path);
-            let holds = match (&current, &row.entry) {
-                (Some(current), Some(ours)) => current.same_version(ours),
-                (None, None) => true,
-                _ => false,
-            };
-            let as_before = row.earlier.iter().chain([&row.replaced]).any(|before| match (&current, before) {
-                (Some(current), Some(before)) => current.same_version(before),
-                (None, None) => true,
-                _ => false,
-            });
-            if row.at < oldest || (!holds && !as_before) {
+            if row.at < oldest {
                 changes.committed(path, None);
-            } else if !holds
+            } else if !row.holds(current.as_ref())
                 && !inner.deltas.contains_key(path)
                 && let Ok(path) = RelPath::parse(path)
             {
@@ -76,6 +75,27 @@ impl Volume {
             changes.committed(path.as_str(), None);
         }
         self.lock().commit(changes)
+    }
+}
+
+impl CommittedRow {
+    /// Whether an index says what we committed, or at least that of the same bytes.
+    fn holds(&self, current: Option<&Entry>) -> bool {
+        let (current, ours) = match (current, &self.entry) {
+            (Some(current), Some(ours)) => (current, ours),
+            (current, ours) => return current.is_none() && ours.is_none(),
+        };
+        // Of the same bytes: attributes that others gave it, unless they are those that ours replaced.
+        current.same_version(ours) || (current.same_bytes(ours) && !self.is_before(Some(current)))
+    }
+
+    /// Whether the index said so before commits of ours.
+    fn is_before(&self, current: Option<&Entry>) -> bool {
+        self.earlier.iter().chain([&self.replaced]).any(|before| match (current, before) {
+            (Some(current), Some(before)) => current.same_version(before),
+            (None, None) => true,
+            _ => false,
+        })
     }
 }
 

@@ -113,8 +113,10 @@ impl<'a> Worker<'a> {
     pub fn work(&mut self) -> Mount<'a> {
         let mut mount = self.mount();
         self.run.pids.lock().unwrap()[self.number] = worker(&mount);
-        for _ in 0..self.run.setup.operations {
-            if self.random.usize(..60) == 0 {
+        for number in 0..self.run.setup.operations {
+            // One of them is killed for certain.
+            let certainly = self.number == 0 && number == self.run.setup.operations / 2;
+            if self.random.usize(..60) == 0 || certainly {
                 self.run.pids.lock().unwrap()[self.number] = 0;
                 mount.kill();
                 self.run.kills.fetch_add(1, Ordering::Relaxed);
@@ -258,13 +260,14 @@ fn walk(root: &Path) -> Vec<String> {
 
 /// Stops whoever holds the lock until it is stale and somebody else has it.
 pub fn pause_holders(run: &Run<'_>, mut random: fastrand::Rng) {
+    let none_yet = || run.pauses.load(Ordering::Relaxed) == 0;
     while !run.done() {
         std::thread::sleep(Duration::from_millis(5));
         let holder = || {
             let body: Value = serde_json::from_slice(&run.lab.object(LOCK_KEY)?).ok()?;
             Some((u32::try_from(body["pid"].as_u64()?).ok()?, body["nonce"].as_str()?.to_owned()))
         };
-        let Some((pid, nonce)) = holder().filter(|_| random.usize(..20) == 0) else { continue };
+        let Some((pid, nonce)) = holder().filter(|_| random.usize(..20) == 0 || none_yet()) else { continue };
         {
             // Held, so that nobody reaps the process meanwhile.
             let pids = run.pids.lock().unwrap();

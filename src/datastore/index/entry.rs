@@ -80,4 +80,11 @@ impl Entry {
             && self.sha256 == other.sha256
             && self.mode == other.mode
     }
+
+    /// Whether it speaks of the same content, as far as it says: the same kind and size, and the same hash if it has one.
+    pub fn same_bytes(&self, other: &Self) -> bool {
+        self.size == other.size
+            && (self.kind() == EntryKind::Symlink) == (other.kind() == EntryKind::Symlink)
+            && (self.sha256 == other.sha256 || self.sha256.is_none())
+    }
 }

@@ -210,6 +210,7 @@ impl Engine {
             None
         };
         let Committed { new, settled } = committed?;
+        left.again += new.as_ref().map_or(0, |new| new.undone.len());
         let applied = self.apply(new, settled).await;
         drop(gate);
         crate::fail_point!("push.after_settle");
@@ -288,7 +289,9 @@ impl Engine {
         for (row, outcome) in rows.into_iter().zip(committed.outcomes) {
             settled.extend(self.settle_committed(row, outcome, left));
         }
-        Ok(Committed { new: Some(committed.remote.into()), settled })
+        // What others undid since the last refresh is part of this index: no refresh would find it any more.
+        let undone = self.undone_before_commit(&committed.remote).await?;
+        Ok(Committed { new: Some(NewBase { undone, ..committed.remote.into() }), settled })
     }
 
     fn settle_committed(&self, done: Transferred, outcome: RowOutcome, left: &mut Left) -> Option<Settled> {

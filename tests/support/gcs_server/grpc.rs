@@ -154,7 +154,7 @@ fn delete(gcs: &Gcs, request: DeleteObjectRequest, ignore: bool) -> Result<(), R
         let (generation_match, generation_not_match) = (request.if_generation_match, request.if_generation_not_match);
         Conditions { generation_match, generation_not_match }.check(Some(current))?;
     }
-    state.objects.remove(&request.object);
+    state.remove(&request.object);
     Ok(())
 }
 

@@ -208,7 +208,7 @@ impl S3 for Bucket {
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         let mut state = self.state(&request.input.bucket)?;
         conditions(&request, "").check_write(state.objects.get(&request.input.key)).map_err(unmet)?;
-        state.objects.remove(&request.input.key);
+        state.remove(&request.input.key);
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 

@@ -6,6 +6,7 @@
 //! between stores (`s3_server`, `gcs_server`).
 
 mod front;
+mod history;
 mod state;
 
 use std::net::{SocketAddr, TcpListener};
@@ -125,6 +126,16 @@ impl Server {
         self.shared.state().watcher = Some(Watcher(Box::new(watcher)));
     }
 
+    /// Remembers what becomes of objects and entries from now on.
+    pub fn keep_history(&self) {
+        self.shared.state().history = Some(Default::default());
+    }
+
+    /// What became of an object and of its entries, a line for each change.
+    pub fn history_of(&self, key: &str) -> String {
+        self.shared.state().history.as_ref().map(|history| history.of(key)).unwrap_or_default()
+    }
+
     /// Returns once no request is being served.
     pub fn quiet(&self) {
         let began = Instant::now();
@@ -205,7 +216,7 @@ impl Server {
 
     /// Removes an object without a request; whether it was there.
     pub fn remove(&self, key: &str) -> bool {
-        self.shared.state().objects.remove(key).is_some()
+        self.shared.state().remove(key).is_some()
     }
 
     /// Dates an object's last modification.

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use md5::{Digest, Md5};
 use time::OffsetDateTime;
 
+use super::history::History;
+
 pub type Metadata = HashMap<String, String>;
 
 /// An object.
@@ -56,12 +58,22 @@ pub struct State {
     pub zeros: Option<Bytes>,
     last_generation: i64,
     pub(super) watcher: Option<Watcher>,
+    /// What happened, where that is wanted.
+    pub(super) history: Option<History>,
 }
 
 impl Default for State {
     fn default() -> Self {
         let (objects, last_generation) = (BTreeMap::new(), 1_763_600_000_000_000);
-        Self { objects, clock_offset: 0, copy_step: u64::MAX, zeros: None, last_generation, watcher: None }
+        Self {
+            objects,
+            clock_offset: 0,
+            copy_step: u64::MAX,
+            zeros: None,
+            last_generation,
+            watcher: None,
+            history: None,
+        }
     }
 }
 
@@ -92,11 +104,23 @@ impl State {
         if let Some(Watcher(look)) = &mut self.watcher {
             look(&self.objects, key, &bytes);
         }
+        if let Some(history) = &mut self.history {
+            history.put(&self.objects, key, &bytes, &etag, &metadata);
+        }
         self.last_generation += 1;
         let (generation, modified) = (self.last_generation, self.now());
         let object = StoredObject { bytes, rotten: None, etag, generation, modified, metadata, content_type };
         self.objects.insert(key.to_owned(), object.clone());
         object
+    }
+
+    /// Removes an object, if it is there.
+    pub fn remove(&mut self, key: &str) -> Option<StoredObject> {
+        let removed = self.objects.remove(key);
+        if let (Some(history), Some(_)) = (&mut self.history, &removed) {
+            history.removed(&self.objects, key);
+        }
+        removed
     }
 
     /// Does something behind the watcher's back.
