@@ -193,6 +193,35 @@ fn contact_is_found_again_soon_however_rare_refreshes_are() {
 }
 
 #[test]
+fn a_bucket_that_falls_silent_fails_readers_and_starts_within_seconds() {
+    // With the deadlines as they are by default: each of three attempts waited half a minute.
+    let lab = seeded();
+    let machine = lab.machine();
+    mounted_before(&machine);
+    let mount = machine.mount_with(&["--refresh", "3600"]);
+    begin(&lab, Outage::Stalled);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for name in ["dir/remote", "dir/other"] {
+            let path = mount.path(name);
+            scope.spawn(move || {
+                assert_eq!(std::fs::read(path).unwrap_err().raw_os_error(), Some(libc::EIO), "{name}");
+            });
+        }
+    });
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(offline_since(&mount).is_some());
+    mount.kill();
+    let began = Instant::now();
+    let mount = machine.mount_with(&["--refresh", "3600"]);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert_eq!(mount.read("cached"), "cached");
+    assert!(std::fs::read(mount.path("dir/remote")).is_err());
+    lab.server().clear_faults();
+    eventually("the bytes", || std::fs::read(mount.path("dir/remote")).ok().filter(|bytes| bytes == b"remote"));
+}
+
+#[test]
 fn a_source_that_was_never_seen_is_not_mounted_without_the_bucket() {
     let lab = seeded();
     let machine = lab.machine();

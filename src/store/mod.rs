@@ -23,7 +23,7 @@ pub use dir::DirStore;
 pub use error::{Service, StoreError, StoreErrorKind};
 #[cfg(feature = "gcs")]
 pub use gcs::{GcsOptions, GcsStore};
-pub use retry::{Refusals, RequestPolicy};
+pub use retry::{Heard, Refusals, RequestPolicy};
 #[cfg(feature = "s3")]
 pub use s3::{PartLimits, S3Options, S3Store};
 pub use types::{
@@ -49,6 +49,11 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// How the reference clients of this store name the fingerprint of an index in their sidecar.
     fn fingerprint_name(&self) -> FingerprintName {
         FingerprintName::ETag
+    }
+
+    /// When something last came from it, or from one that shares its client.
+    fn heard(&self) -> Heard {
+        Heard::default()
     }
 
     /// Counts the answers that asked for patience, of this store and of all that share its client.

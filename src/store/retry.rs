@@ -34,6 +34,28 @@ impl Refusals {
     }
 }
 
+/// When something last came from a store. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Heard(Arc<Mutex<Instant>>);
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Heard {
+    /// How long ago that was; at first, since when there is somebody to listen.
+    pub fn ago(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Something came.
+    pub fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
 /// How patient a backend is with a request.
 #[derive(Clone, Debug)]
 pub struct RequestPolicy {
@@ -45,6 +67,8 @@ pub struct RequestPolicy {
     pub first_backoff: Duration,
     /// What the store refused for now.
     pub refusals: Refusals,
+    /// When it last answered, or sent bytes.
+    pub heard: Heard,
 }
 
 impl Default for RequestPolicy {
@@ -54,6 +78,7 @@ impl Default for RequestPolicy {
             attempts: 3,
             first_backoff: Duration::from_millis(500),
             refusals: Refusals::default(),
+            heard: Heard::default(),
         }
     }
 }
@@ -158,9 +183,15 @@ impl RequestPolicy {
                 () = progress.stalled(timeout) => Err(Failure { error: self.timed_out(call, timeout), no_effect: false }),
             };
             let failure = match outcome {
-                Ok(value) => return Ok(value),
+                Ok(value) => {
+                    self.heard.note();
+                    return Ok(value);
+                }
                 Err(failure) => failure,
             };
+            if !matches!(failure.error.kind, StoreErrorKind::Unreachable | StoreErrorKind::Local) {
+                self.heard.note();
+            }
             if failure.error.kind == StoreErrorKind::Throttled {
                 self.refusals.add();
             }
@@ -181,14 +212,17 @@ impl RequestPolicy {
 
     /// Puts the deadline on every chunk of a body.
     pub(in crate::store) fn guard(&self, key: &str, body: ByteStream) -> ByteStream {
-        let timeout = self.timeout;
+        let (timeout, heard) = (self.timeout, self.heard.clone());
         let key = key.to_owned();
         Box::pin(futures_util::stream::unfold(Some(body), move |body| {
-            let key = key.clone();
+            let (key, heard) = (key.clone(), heard.clone());
             async move {
                 let mut body = body?;
                 match tokio::time::timeout(timeout, body.next()).await {
-                    Ok(Some(Ok(chunk))) => Some((Ok(chunk), Some(body))),
+                    Ok(Some(Ok(chunk))) => {
+                        heard.note();
+                        Some((Ok(chunk), Some(body)))
+                    }
                     Ok(Some(Err(error))) => Some((Err(error), None)),
                     Ok(None) => None,
                     Err(_) => {

@@ -24,6 +24,11 @@ pub(super) async fn refresh(engine: Arc<Engine>) {
         let soon = engine.options.refresh.min(OFFLINE_REFRESH);
         if engine.cut_off().is_some() {
             tokio::time::sleep(soon).await;
+            // A request that was sent while nothing answers may wait for its deadline long after that is over.
+            if let Err(error) = engine.look().await {
+                tracing::debug!(%error, "still no answer");
+                continue;
+            }
         } else {
             tokio::select! {
                 () = tokio::time::sleep(engine.options.refresh) => {}

@@ -97,6 +97,7 @@ pub struct Engine {
     /// The last look at the index failed.
     pub(super) index_in_doubt: AtomicBool,
     pub(super) lost_contact: tokio::sync::Notify,
+    pub(super) contact: super::contact::Contact,
     journal: Mutex<Journal>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -126,6 +127,7 @@ impl Engine {
             .await
             .map_err(|e| crate::store::StoreError::other("load the state", "", e.to_string()))??;
         let engine = Arc::new(Self {
+            contact: super::contact::Contact::new(store.heard()),
             downloads: Pace::new(options.download_concurrency, store.refusals()),
             uploads: Pace::new(options.upload_concurrency, store.refusals()),
             read_ahead: super::readahead::ReadAhead::default(),

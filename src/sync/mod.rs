@@ -6,6 +6,7 @@
 
 mod background;
 pub mod base;
+mod contact;
 pub mod engine;
 pub mod error;
 pub mod fetch;

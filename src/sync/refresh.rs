@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 
 use super::{Engine, SyncError};
 use crate::datastore::{Fresh, IndexRead, RemoteIndex, discover, format_nanos, now_nanos, read_index};
+use crate::store::{ObjectInfo, StoreError};
 use crate::volume::{NewBase, Undone};
 
 /// Looks at the same time.
@@ -57,7 +58,8 @@ impl Engine {
     }
 
     async fn refresh_now(&self) -> Result<(), SyncError> {
-        if let Some(new) = self.read_newer_base().await? {
+        // Whoever waits for the index is not to wait for each of its deadlines.
+        if let Some(new) = self.while_in_contact(self.read_newer_base()).await?? {
             self.apply(Some(new), Vec::new()).await?;
         }
         Ok(())
@@ -91,31 +93,65 @@ impl Engine {
 
     /// Commits of ours that a writer with an old view undid: the objects still are as we left them.
     async fn undone_by_others(&self, remote: &RemoteIndex) -> Result<Vec<Undone>, SyncError> {
-        let suspects = self.volume.undone(&remote.index)?;
-        let looked: Vec<(Undone, bool)> = stream::iter(suspects)
-            .map(|undone| async move {
-                let ours = match (self.store.head(undone.path.as_str()).await, &undone.committed) {
-                    (Ok(info), row) => {
-                        row.entry.is_some() && row.fingerprint.is_some() && info.fingerprint == row.fingerprint
-                    }
-                    (Err(error), row) if error.is_not_found() => row.entry.is_none(),
-                    (Err(error), _) => return Err(error),
-                };
-                Ok((undone, ours))
-            })
-            .buffer_unordered(CONCURRENCY)
-            .try_collect()
-            .boxed()
-            .await?;
-        let (undone, theirs): (Vec<_>, Vec<_>) = looked.into_iter().partition(|(_, ours)| *ours);
-        // An object that still exists after our removal is being deleted, or is not ours to delete: look again next time.
-        let replaced: Vec<_> =
-            theirs.into_iter().filter(|(u, _)| u.committed.entry.is_some()).map(|(undone, _)| undone.path).collect();
-        self.volume.forget_committed(&replaced)?;
-        for (undone, _) in &undone {
+        let looked = self.look_at_suspects(remote).await?.into_iter();
+        self.take_up(looked.map(|(undone, standing)| Ok((undone, standing?))).collect::<Result<_, StoreError>>()?)
+    }
+
+    /// The same after an index was written: what cannot be looked at is taken up, and the push of it looks again.
+    pub(super) async fn undone_before_commit(&self, remote: &RemoteIndex) -> Result<Vec<Undone>, SyncError> {
+        let looked = self.look_at_suspects(remote).await?.into_iter();
+        let looked = looked.map(|(undone, standing)| {
+            let standing = standing.unwrap_or_else(|error| {
+                tracing::warn!(path = %undone.path, %error, "cannot see whether our change was undone");
+                Standing::Undone
+            });
+            (undone, standing)
+        });
+        self.take_up(looked.collect())
+    }
+
+    async fn look_at_suspects(
+        &self,
+        remote: &RemoteIndex,
+    ) -> Result<Vec<(Undone, Result<Standing, StoreError>)>, SyncError> {
+        let looks = stream::iter(self.volume.undone(&remote.index)?).map(|undone| async move {
+            let found = self.store.head(undone.path.as_str()).await;
+            let standing = Self::standing_of(&undone, found);
+            (undone, standing)
+        });
+        Ok(looks.buffer_unordered(CONCURRENCY).collect().boxed().await)
+    }
+
+    fn standing_of(undone: &Undone, found: crate::store::Result<ObjectInfo>) -> Result<Standing, StoreError> {
+        let row = &undone.committed;
+        Ok(match found {
+            Ok(info) if row.entry.is_some() && row.fingerprint.is_some() && info.fingerprint == row.fingerprint => {
+                Standing::Undone
+            }
+            // It is being deleted, or is not ours to delete.
+            Ok(_) if row.entry.is_none() && undone.is_as_before() => Standing::Undecided,
+            Ok(_) => Standing::Theirs,
+            Err(error) if error.is_not_found() && row.entry.is_none() => Standing::Undone,
+            Err(error) if error.is_not_found() => Standing::Theirs,
+            Err(error) => return Err(error),
+        })
+    }
+
+    /// Forgets what others went on from; returns what is to be made again.
+    fn take_up(&self, looked: Vec<(Undone, Standing)>) -> Result<Vec<Undone>, SyncError> {
+        let (mut undone, mut theirs) = (Vec::new(), Vec::new());
+        for (commit, standing) in looked {
+            match standing {
+                Standing::Undone => undone.push(commit),
+                Standing::Theirs => theirs.push(commit.path),
+                Standing::Undecided => {}
+            }
+        }
+        self.volume.forget_committed(&theirs)?;
+        for undone in &undone {
             tracing::warn!(path = %undone.path, "another client wrote an index from before our change; it is made again");
         }
-        Ok(undone.into_iter().map(|(undone, _)| undone).collect())
+        Ok(undone)
     }
 
     /// Takes a base and push results into view and tells the kernel. Under `index_gate`.
@@ -139,6 +175,17 @@ impl Engine {
         self.notifications.tell(notices);
         Ok(())
     }
+}
+
+/// What the object says of a commit that the index does not show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It still is ours: a writer with an old view undid our commit.
+    Undone,
+    /// Others went on from our commit.
+    Theirs,
+    /// Look again with the next index.
+    Undecided,
 }
 
 /// Whether two discovered indexes list the same.

@@ -20,8 +20,9 @@ use google_cloud_storage::client::{Storage, StorageControl};
 use time::OffsetDateTime;
 
 use super::{
-    CopySource, Fetched, Fingerprint, FingerprintName, GetRequest, ListPage, ListRequest, ObjectInfo, ObjectStore,
-    Precondition, PutRequest, Refusals, RequestPolicy, Result, StoreError, StoreErrorKind, Stored, UserMetadata,
+    CopySource, Fetched, Fingerprint, FingerprintName, GetRequest, Heard, ListPage, ListRequest, ObjectInfo,
+    ObjectStore, Precondition, PutRequest, Refusals, RequestPolicy, Result, StoreError, StoreErrorKind, Stored,
+    UserMetadata,
 };
 
 /// Bodies of at least this size are sent as resumable uploads.
@@ -116,6 +117,10 @@ impl ObjectStore for GcsStore {
 
     fn refusals(&self) -> Refusals {
         self.policy.refusals.clone()
+    }
+
+    fn heard(&self) -> Heard {
+        self.policy.heard.clone()
     }
 
     async fn head(&self, key: &str) -> Result<ObjectInfo> {

@@ -18,7 +18,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::Credentials;
 
 use super::{
-    CopySource, Fetched, Fingerprint, GetRequest, ListPage, ListRequest, ObjectInfo, ObjectStore, Precondition,
+    CopySource, Fetched, Fingerprint, GetRequest, Heard, ListPage, ListRequest, ObjectInfo, ObjectStore, Precondition,
     PutRequest, Refusals, RequestPolicy, Result, Stored, UnfinishedUpload, UserMetadata,
 };
 
@@ -142,6 +142,10 @@ impl ObjectStore for S3Store {
 
     fn refusals(&self) -> Refusals {
         self.policy.refusals.clone()
+    }
+
+    fn heard(&self) -> Heard {
+        self.policy.heard.clone()
     }
 
     async fn head(&self, key: &str) -> Result<ObjectInfo> {

@@ -52,7 +52,7 @@ impl Engine {
             if self.request(live, &range, seen, Urgency::Awaited)? {
                 return Ok(());
             }
-            if progress.changed().await.is_err() {
+            if self.read_in_contact(progress.changed()).await?.is_err() {
                 return Err(FetchError::Failed("the fetch was abandoned".into()));
             }
         }
@@ -90,7 +90,7 @@ impl Engine {
             if live.is_complete() {
                 return Ok(());
             }
-            if progress.changed().await.is_err() {
+            if self.read_in_contact(progress.changed()).await?.is_err() {
                 return Err(FetchError::Failed("the fetch was abandoned".into()));
             }
         }

@@ -156,7 +156,7 @@ impl Engine {
             return Ok(block);
         }
         self.check_reachable(live, &place)?;
-        match self.block_resolving(live, place.clone()).await {
+        match self.read_in_contact(self.block_resolving(live, place.clone())).await? {
             Ok(block) => {
                 let first = !std::mem::replace(&mut live.state().streamed, true);
                 if first {
