@@ -151,7 +151,7 @@ impl SwampFs {
             return range.clone();
         }
         let wanted = handle.pattern.read(range);
-        if wanted.enough.is_empty() || !Engine::is_here(&handle.live, &wanted.enough) {
+        if !wanted.ahead.is_empty() {
             let _in_runtime = self.runtime.enter();
             for piece in wanted.ahead {
                 self.engine.fetch_ahead(&handle.live, piece);

@@ -213,15 +213,15 @@ impl RequestPolicy {
     /// Puts the deadline on every chunk of a body.
     pub(in crate::store) fn guard(&self, key: &str, body: ByteStream) -> ByteStream {
         let (timeout, heard) = (self.timeout, self.heard.clone());
-        let key = key.to_owned();
-        Box::pin(futures_util::stream::unfold(Some(body), move |body| {
-            let (key, heard) = (key.clone(), heard.clone());
+        let begun = Some((body, key.to_owned()));
+        Box::pin(futures_util::stream::unfold(begun, move |state| {
+            let heard = heard.clone();
             async move {
-                let mut body = body?;
+                let (mut body, key) = state?;
                 match tokio::time::timeout(timeout, body.next()).await {
                     Ok(Some(Ok(chunk))) => {
                         heard.note();
-                        Some((Ok(chunk), Some(body)))
+                        Some((Ok(chunk), Some((body, key))))
                     }
                     Ok(Some(Err(error))) => Some((Err(error), None)),
                     Ok(None) => None,

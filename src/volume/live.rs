@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::hashed::HashedPrefix;
 use super::unseen::UnseenWrites;
@@ -56,6 +56,42 @@ pub struct FetchState {
     pub verify_first: bool,
     /// How often all bytes were forgotten, to be fetched anew.
     pub round: u64,
+    /// Who waits for which bytes.
+    pub(super) waiting: Vec<Arc<Waiter>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Waiter {
+    range: Range<u64>,
+    wake: Notify,
+}
+
+/// Somebody waits for bytes; until it is dropped.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    live: &'a LiveContent,
+    waiter: Arc<Waiter>,
+    announced: watch::Receiver<u64>,
+}
+
+impl Waiting<'_> {
+    /// Returns when the bytes have arrived, or the state changed otherwise: look at it before the first call and after
+    /// each.
+    ///
+    /// # Errors
+    /// Nobody fetches them any more.
+    pub async fn woken(&mut self) -> std::result::Result<(), watch::error::RecvError> {
+        tokio::select! {
+            () = self.waiter.wake.notified() => Ok(()),
+            announced = self.announced.changed() => announced,
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.live.state().waiting.retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
+    }
 }
 
 impl FetchState {
@@ -79,6 +115,7 @@ impl FetchState {
             version_gone: false,
             verify_first: false,
             round: 0,
+            waiting: Vec::new(),
         }
     }
 }
@@ -160,6 +197,24 @@ impl LiveContent {
     /// Whether all bytes are here.
     pub fn is_complete(&self) -> bool {
         self.state().complete
+    }
+
+    /// Waits for bytes; come here before looking at the state.
+    pub fn wait_for(&self, range: Range<u64>) -> Waiting<'_> {
+        let waiter = Arc::new(Waiter { range, wake: Notify::new() });
+        self.state().waiting.push(Arc::clone(&waiter));
+        Waiting { live: self, waiter, announced: self.watch() }
+    }
+
+    /// Bytes are in the file now: those who have all of theirs go on, and nobody else is woken.
+    pub fn arrived(&self, range: Range<u64>) {
+        let mut state = self.state();
+        state.present.insert(range.clone());
+        state.recorded = false;
+        let touched = |waiter: &&Arc<Waiter>| waiter.range.start < range.end && range.start < waiter.range.end;
+        for waiter in state.waiting.iter().filter(touched).filter(|waiter| state.present.contains(&waiter.range)) {
+            waiter.wake.notify_one();
+        }
     }
 
     /// To be told of fetch progress; subscribe before looking at the state.

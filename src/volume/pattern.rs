@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 /// Bytes ahead of a sequential reader: at first, and at most. Also how far a read may be off: the kernel's own read-ahead
 /// arrives slightly out of order.
 const FIRST_WINDOW: u64 = 1 << 20;
-const LAST_WINDOW: u64 = 32 << 20;
+const LAST_WINDOW: u64 = 64 << 20;
 /// What is fetched at least for a read that is not sequential.
 const BLOCK: u64 = 128 << 10;
 /// Reads ahead of a strided reader at most.
@@ -24,6 +24,8 @@ struct Reader {
     end: u64,
     /// Bytes ahead of it; zero unless it reads sequentially.
     window: u64,
+    /// Up to where it was asked for.
+    asked: u64,
     /// How far apart its last reads began, and how often that came again.
     stride: i64,
     strides: u64,
@@ -36,10 +38,8 @@ struct Reader {
 pub struct Wanted {
     /// With the read itself, which it contains.
     pub now: Range<u64>,
-    /// What the reader is going to want, soonest first.
+    /// What the reader is going to want and was not asked for yet, soonest first.
     pub ahead: Vec<Range<u64>>,
-    /// While this is here, nothing needs to be asked for; empty: each of them is to be asked for.
-    pub enough: Range<u64>,
 }
 
 /// The readers of a handle; none before the first read of a file that is not all here.
@@ -55,10 +55,16 @@ impl Pattern {
         let (start, end) = (range.start, range.end);
         // A reader that was never used stands at the beginning of the file.
         if let Some(reader) = readers.iter_mut().find(|reader| start.abs_diff(reader.end) <= FIRST_WINDOW) {
-            let window = (reader.window + (end - start) * 4).clamp(FIRST_WINDOW, LAST_WINDOW);
-            *reader = Reader { start, end, window, used, ..Reader::default() };
-            let ahead = start..end.saturating_add(window);
-            return Wanted { now: ahead.clone(), ahead: vec![ahead], enough: end..end.saturating_add(window / 2) };
+            let mut ahead = Vec::new();
+            // Not with every read: what is asked for then would be many small requests.
+            if end.saturating_add(reader.window / 2) >= reader.asked {
+                reader.window = (reader.window * 2).clamp(FIRST_WINDOW, LAST_WINDOW);
+                let upto = end.saturating_add(reader.window);
+                reader.asked = upto.checked_next_multiple_of(BLOCK).unwrap_or(upto);
+                ahead.push(start..reader.asked);
+            }
+            *reader = Reader { start, end, used, window: reader.window, asked: reader.asked, ..Reader::default() };
+            return Wanted { now: blocks(range), ahead };
         }
         let apart = |reader: &Reader| start.wrapping_sub(reader.start).cast_signed();
         let now = blocks(range);
@@ -69,7 +75,7 @@ impl Pattern {
                 let by = stride.checked_mul(step)?;
                 Some(blocks(&(start.checked_add_signed(by)?..end.checked_add_signed(by)?)))
             });
-            return Wanted { enough: now.start..now.start, now, ahead: ahead.collect() };
+            return Wanted { now, ahead: ahead.collect() };
         }
         // Somebody new, or the second of two reads that tell a stride. Those without a pattern give way first.
         let has_pattern = |reader: &Reader| reader.window > 0 || reader.strides > 0;
@@ -78,7 +84,7 @@ impl Pattern {
         if let Some(reader) = readers.iter_mut().min_by_key(|reader| (has_pattern(reader), reader.used)) {
             *reader = Reader { start, end, stride, used, ..Reader::default() };
         }
-        Wanted { enough: now.clone(), now, ahead: Vec::new() }
+        Wanted { now, ahead: Vec::new() }
     }
 }
 
@@ -102,16 +108,20 @@ mod tests {
     #[test]
     fn a_sequential_reader_is_read_ahead_of_more_and_more() {
         let pattern = Pattern::default();
-        let mut last = 0;
-        for number in 0..1000 {
+        let (mut asked, mut pieces) = (0, Vec::new());
+        for number in 0..4000 {
             let start = number * 128 * 1024;
             let wanted = pattern.read(&(start..start + 128 * 1024));
-            assert!(wanted.now.start == start && wanted.now.end >= start + FIRST_WINDOW, "{wanted:?}");
-            let window = wanted.ahead[0].end - start;
-            assert!(window >= last && window <= LAST_WINDOW + 128 * 1024);
-            last = window;
+            assert!(wanted.now.start == start && wanted.now.end == start + 128 * 1024, "{wanted:?}");
+            for piece in &wanted.ahead {
+                assert!(piece.end - start <= LAST_WINDOW + 256 * 1024, "{wanted:?}");
+                pieces.push(piece.end - asked);
+                asked = piece.end;
+            }
+            assert!(asked >= start + 512 * 1024, "{number}: {asked}");
         }
-        assert!(last >= LAST_WINDOW);
+        assert!(pieces[..6].is_sorted(), "{pieces:?}");
+        assert!(pieces.len() < 32 && *pieces.last().unwrap() >= LAST_WINDOW / 2, "few and large: {pieces:?}");
     }
 
     #[test]
@@ -147,11 +157,14 @@ mod tests {
     fn readers_of_one_handle_do_not_disturb_each_other() {
         let pattern = Pattern::default();
         // Three places of a file that are read on in turn.
+        let mut asked = [0; 3];
         for number in 0..200 {
             for place in [0, 1 << 30, 2 << 30] {
                 let start = place + number * 128 * 1024;
                 let wanted = pattern.read(&(start..start + 128 * 1024));
-                assert!(number < 2 || wanted.ahead.len() == 1, "{place} {number}: {wanted:?}");
+                let frontier = &mut asked[(place >> 30) as usize];
+                *frontier = wanted.ahead.iter().map(|piece| piece.end).max().unwrap_or(*frontier);
+                assert!(number < 2 || *frontier >= start + 256 * 1024, "{place} {number}: {wanted:?}");
             }
         }
     }

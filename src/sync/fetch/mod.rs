@@ -46,13 +46,14 @@ impl Engine {
     pub async fn ensure(self: &Arc<Self>, live: &Arc<LiveContent>, range: Range<u64>) -> Result<(), FetchError> {
         let _use = self.volume.in_use(live);
         self.check_reachable(live, &range)?;
-        let mut progress = live.watch();
+        let size = live.state().version.as_ref().map_or(u64::MAX, |v| v.entry.size);
+        let mut waiting = live.wait_for(range.start.min(size)..range.end.min(size));
         let seen = live.state().failure.0;
         loop {
             if self.request(live, &range, seen, Urgency::Awaited)? {
                 return Ok(());
             }
-            if self.read_in_contact(progress.changed()).await?.is_err() {
+            if self.read_in_contact(waiting.woken()).await?.is_err() {
                 return Err(FetchError::Failed("the fetch was abandoned".into()));
             }
         }
@@ -299,13 +300,9 @@ impl Engine {
                 if crate::cache::is_no_space(&error) { Failure::NoRoom(reason) } else { Failure::Failed(reason) }
             })?;
             let end = at + chunk.len() as u64;
-            let mut state = live.state();
-            state.present.insert(at..end);
-            state.recorded = false;
-            drop(state);
+            live.arrived(at..end);
             crate::fail_point!("fetch.after_chunk");
             at = end;
-            live.announce();
             if at < sent.end && abandoned() {
                 return Err(Failure::Abandoned);
             }
