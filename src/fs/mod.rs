@@ -13,6 +13,7 @@ mod passthrough;
 mod remembered;
 mod session;
 mod unopened;
+mod walkers;
 
 pub use session::{FsOptions, session_config};
 
@@ -43,6 +44,8 @@ pub struct SwampFs {
     /// The kernel opens files without asking.
     without_open: Arc<AtomicBool>,
     dirs: Arc<Table<dirs::Listing>>,
+    directories: Arc<dirs::Directories>,
+    walkers: Arc<walkers::Walkers>,
     wants_passthrough: bool,
 }
 
@@ -56,7 +59,22 @@ impl SwampFs {
         let unopened = Arc::new(unopened::Unopened::new(&volume));
         let without_open = Arc::default();
         let dirs = Arc::new(Table::from(first));
-        Self { engine, volume, runtime, files, unopened, without_open, dirs, wants_passthrough: passthrough }
+        Self {
+            engine,
+            volume,
+            runtime,
+            files,
+            unopened,
+            without_open,
+            dirs,
+            directories: Arc::default(),
+            walkers: Arc::default(),
+            wants_passthrough: passthrough,
+        }
+    }
+
+    fn place(&self, dir: Ino, offset: u64) -> dirs::Place<'_> {
+        dirs::Place { volume: &self.volume, directories: &self.directories, dir, offset }
     }
 
     fn without_open(&self) -> bool {

@@ -115,10 +115,15 @@ impl Filesystem for SwampFs {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = Volume::check_name(name).and_then(|name| self.volume.lookup(ino(parent), name));
         match found {
-            Ok(stat) => reply.entry(&TTL, &attr(&stat), GENERATION),
+            Ok(stat) => {
+                if stat.kind != Kind::Dir {
+                    self.walkers.asks(req.pid(), ino(parent));
+                }
+                reply.entry(&TTL, &attr(&stat), GENERATION);
+            }
             Err(error) => reply.error(of_volume(&error)),
         }
     }
@@ -126,7 +131,9 @@ impl Filesystem for SwampFs {
     fn forget(&self, _req: &Request, number: INodeNo, nlookup: u64) {
         self.files.forget(ino(number));
         self.unopened.let_go(ino(number));
-        self.volume.forget(ino(number), nlookup);
+        if let Some(dir) = self.volume.forget(ino(number), nlookup) {
+            self.directories.forgot(dir);
+        }
     }
 
     fn getattr(&self, _req: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -313,17 +320,22 @@ impl Filesystem for SwampFs {
         self.fsync_file(fh, reply);
     }
 
-    fn opendir(&self, _req: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if let Err(error) = self.volume.stat(ino(number)) {
-            return reply.error(of_volume(&error));
+    fn opendir(&self, req: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let dir = ino(number);
+        match self.volume.dir_version(dir) {
+            Ok(version) => {
+                self.walkers.opens(req.pid());
+                let (listing, flags) = self.directories.open(dir, version, self.walkers.looks(req.pid()));
+                reply.opened(self.dirs.insert(Arc::new(listing)), flags);
+            }
+            Err(error) => reply.error(of_volume(&error)),
         }
-        reply.opened(self.dirs.insert(Arc::default()), FopenFlags::empty());
     }
 
     fn readdir(&self, _req: &Request, number: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let Some(listing) = self.dirs.get(fh) else { return reply.error(UNKNOWN_HANDLE) };
-        let listed = listing.for_each(&self.volume, ino(number), offset, |next, entry| {
-            reply.add(INodeNo(entry.ino.0), next, file_type(entry.kind), &*entry.name)
+        let listed = listing.names(&self.place(ino(number), offset), |entry| {
+            !reply.add(INodeNo(entry.ino.0), entry.cookie, file_type(entry.kind), &*entry.name)
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -331,21 +343,16 @@ impl Filesystem for SwampFs {
         }
     }
 
-    fn readdirplus(&self, _req: &Request, number: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, req: &Request, number: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let Some(listing) = self.dirs.get(fh) else { return reply.error(UNKNOWN_HANDLE) };
         let dir = ino(number);
-        let listed = listing.for_each(&self.volume, dir, offset, |next, entry| {
-            if matches!(&*entry.name, "." | "..") {
-                let Ok(stat) = self.volume.stat(entry.ino) else { return false };
-                return reply.add(INodeNo(entry.ino.0), next, &*entry.name, &TTL, &attr(&stat), GENERATION);
-            }
-            // A name that went away since the snapshot is left out.
-            let Some(stat) = self.volume.lookup_listed(dir, entry) else { return false };
-            let full = reply.add(INodeNo(entry.ino.0), next, &*entry.name, &TTL, &attr(&stat), GENERATION);
-            if full {
-                self.volume.forget(entry.ino, 1);
-            }
-            full
+        // The kernel always asks for attributes at the beginning, and goes on without them when nobody looks at any.
+        let all = offset > 0 || self.walkers.looks(req.pid());
+        if offset == 0 {
+            self.walkers.listed(req.pid(), dir, !all);
+        }
+        let listed = listing.with_attributes(&self.place(dir, offset), all, |entry, stat| {
+            !reply.add(INodeNo(entry.ino.0), entry.cookie, &*entry.name, &TTL, &attr(stat), GENERATION)
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -353,8 +360,10 @@ impl Filesystem for SwampFs {
         }
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.dirs.remove(fh);
+    fn releasedir(&self, _req: &Request, number: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        if let Some(listing) = self.dirs.remove(fh) {
+            self.directories.close(ino(number), &listing);
+        }
         reply.ok();
     }
 

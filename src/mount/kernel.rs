@@ -187,8 +187,9 @@ fn serve(sessions: Vec<Session<SwampFs>>) -> std::io::Result<oneshot::Receiver<(
 }
 
 fn names_at_root(engine: &Engine) -> Vec<Notice> {
+    let told = |entry: crate::volume::DirEntry| Notice::Entry { parent: ROOT, name: entry.name.into() };
     match engine.volume().list(ROOT) {
-        Ok(names) => names.into_iter().map(|entry| Notice::Entry { parent: ROOT, name: entry.name.into() }).collect(),
+        Ok(listing) => listing.entries.into_iter().map(told).collect(),
         Err(error) => {
             tracing::warn!(%error, "the root cannot be listed");
             Vec::new()

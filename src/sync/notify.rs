@@ -2,11 +2,13 @@
 //!
 //! Invariant: no caller ever waits for the kernel here, so none can hold a lock that the kernel's answer needs.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::sync::mpsc;
 
 use fuser::{INodeNo, Notifier};
 
+use crate::tree::Ino;
 use crate::volume::Notice;
 
 enum Message {
@@ -64,6 +66,9 @@ fn run(receiver: &mpsc::Receiver<Message>) {
             Message::Tell(notices) => {
                 let Some(notifier) = &notifier else { continue };
                 notices.iter().for_each(|notice| tell(notifier, notice));
+                // A listing that the kernel keeps may have names that it knows nothing else of.
+                let parents: HashSet<Ino> = notices.iter().filter_map(Notice::parent).collect();
+                parents.into_iter().for_each(|dir| tell(notifier, &Notice::Content(dir)));
             }
             // Whoever asked may have given up waiting.
             Message::Report(done) => drop(done.send(())),

@@ -36,6 +36,8 @@ pub struct Tree {
     /// Numbers that the kernel has from a process before this one, which still stand for these places, and the reverse.
     kept: HashMap<Ino, Place>,
     names: HashMap<Place, Ino>,
+    /// Counts changes of names.
+    changes: u64,
 }
 
 impl Default for Tree {
@@ -50,7 +52,8 @@ impl Tree {
         let mut root = Node::new(ROOT_PLACE, 0, "", NodeData::Dir);
         root.explicit = true;
         let first = incarnation.first_generation();
-        Self { nodes: vec![root], free: Vec::new(), first, incarnation, kept: HashMap::new(), names: HashMap::new() }
+        let (kept, names) = (HashMap::new(), HashMap::new());
+        Self { nodes: vec![root], free: Vec::new(), first, incarnation, kept, names, changes: 0 }
     }
 
     fn place(&self, ino: Ino) -> Option<Place> {
@@ -105,6 +108,18 @@ impl Tree {
         let extra = self.get(dir).and_then(|node| node.extra.as_ref());
         let places = extra.into_iter().flat_map(|extra| extra.children.iter());
         places.map(|place| (self.ino_at(place), self.at(place)))
+    }
+
+    /// The same, each with a number that no other child has while both are there, and that it keeps under another name.
+    pub fn numbered_children(&self, dir: Ino) -> impl Iterator<Item = (u32, Ino, &Node)> {
+        let extra = self.get(dir).and_then(|node| node.extra.as_ref());
+        let places = extra.into_iter().flat_map(|extra| extra.children.iter());
+        places.map(|place| (place, self.ino_at(place), self.at(place)))
+    }
+
+    /// Which change of names was the last in a directory: equal as long as it lists the same.
+    pub fn changed(&self, dir: Ino) -> u64 {
+        self.get(dir).and_then(|node| node.extra.as_ref()).map_or(0, |extra| extra.changed)
     }
 
     /// Those of them whose names come after `name`, without a look at the others.
@@ -206,8 +221,10 @@ impl Tree {
 
     /// Lends the children of a directory, and the tree for their names.
     fn change_children(&mut self, dir: Place, change: impl FnOnce(&Self, &mut node::Extra)) {
+        self.changes += 1;
         if let Some(mut extra) = self.nodes[dir as usize].extra.take() {
             change(self, &mut extra);
+            extra.changed = self.changes;
             self.nodes[dir as usize].extra = Some(extra);
         }
     }

@@ -101,6 +101,8 @@ pub(super) struct Extra {
     pub subdirs: u32,
     /// Directories: its name is recorded for the next process.
     pub recorded: bool,
+    /// Directories: which change of names was the last in it.
+    pub changed: u64,
 }
 
 /// A node.

@@ -43,7 +43,7 @@ pub use fetching::{Census, InUse};
 pub use files::{Handle, OpenOutcome, OpenRequest, Unseen};
 pub use live::{FailureCause, FetchState, LiveContent, MustStore};
 pub use load::VolumeOptions;
-pub use naming::DirEntry;
+pub use naming::{DirEntry, DirListing};
 pub use pushing::{Outcome, PlannedPut, PlannedRow, PushPlan, PushSelection, Settled};
 pub use rebase::{NewBase, Notice};
 pub use rename::RenameMode;

@@ -17,12 +17,26 @@ use crate::tree::{Content, Ino, NodeData, ROOT, Remote};
 
 /// Longest name in a directory, in bytes.
 pub const NAME_MAX: usize = 255;
+/// Cookies below are those of "." and "..", and of the beginning.
+pub const FIRST_COOKIE: u64 = 3;
 /// Longest object key that S3 takes, in bytes.
 pub const KEY_MAX: usize = 1024;
+
+/// The names of a directory at one moment, in the order of their cookies.
+#[derive(Clone, Debug, Default)]
+pub struct DirListing {
+    /// Equal as long as the directory lists the same.
+    pub version: u64,
+    /// Directories come first.
+    pub entries: Vec<DirEntry>,
+}
 
 /// One name of a directory.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
+    /// Says where a listing goes on after it. It stays the same as long as the name is there, so that whoever goes on in a
+    /// later snapshot meets every name that stayed once.
+    pub cookie: u64,
     /// The name.
     pub name: Box<str>,
     /// Its inode.
@@ -64,33 +78,70 @@ impl Volume {
         self.lock().tree.parent(ino).unwrap_or(ROOT)
     }
 
-    /// The kernel dropped references to an inode.
-    pub fn forget(&self, ino: Ino, count: u64) {
-        self.lock().tree.forget(ino, count);
+    /// The kernel dropped references to an inode. Returns the directory that still has a name for it, when the kernel knows
+    /// it no more.
+    pub fn forget(&self, ino: Ino, count: u64) -> Option<Ino> {
+        let mut inner = self.lock();
+        inner.tree.forget(ino, count);
+        let node = inner.tree.get(ino)?;
+        (node.is_linked() && node.lookups() == 0).then(|| inner.tree.parent(ino)).flatten()
+    }
+
+    /// A number that stays the same as long as a directory lists the same.
+    ///
+    /// # Errors
+    /// `Stale`, `NotDir`.
+    pub fn dir_version(&self, dir: Ino) -> Result<u64> {
+        let inner = self.lock();
+        if !inner.tree.get(dir).ok_or(VolumeError::Stale)?.is_dir() {
+            return Err(VolumeError::NotDir);
+        }
+        Ok(inner.tree.changed(dir))
     }
 
     /// All names of a directory.
     ///
     /// # Errors
     /// `NotDir`, `Stale`.
-    pub fn list(&self, dir: Ino) -> Result<Vec<DirEntry>> {
+    pub fn list(&self, dir: Ino) -> Result<DirListing> {
         let inner = self.lock();
         if !inner.tree.get(dir).ok_or(VolumeError::Stale)?.is_dir() {
             return Err(VolumeError::NotDir);
         }
         let mut entries = Vec::with_capacity(inner.tree.child_count(dir));
-        let children = inner.tree.children(dir);
-        entries.extend(children.map(|(ino, node)| DirEntry { name: node.name().into(), ino, kind: node.kind() }));
-        Ok(entries)
+        entries.extend(inner.tree.numbered_children(dir).map(|(number, ino, node)| {
+            let kind = node.kind();
+            let after_directories = if kind == Kind::Dir { 0 } else { 1 << 32 };
+            let cookie = FIRST_COOKIE + u64::from(number) + after_directories;
+            DirEntry { cookie, name: node.name().into(), ino, kind }
+        }));
+        let version = inner.tree.changed(dir);
+        drop(inner);
+        entries.sort_unstable_by_key(|entry| entry.cookie);
+        Ok(DirListing { version, entries })
     }
 
-    /// Attributes of a listed name, if it still is that inode; the kernel is counted as knowing it.
-    pub fn lookup_listed(&self, dir: Ino, entry: &DirEntry) -> Option<Stat> {
+    /// Hands attributes of listed names to `each` until it says `false`; the kernel is counted as knowing the others. What is
+    /// not there any more is left out.
+    pub fn lookup_listed<'a>(
+        &self,
+        dir: Ino,
+        version: u64,
+        entries: impl Iterator<Item = &'a DirEntry>,
+        mut each: impl FnMut(&DirEntry, &Stat) -> bool,
+    ) {
         let mut inner = self.lock();
-        (inner.tree.child(dir, &entry.name) == Some(entry.ino)).then_some(())?;
-        let stat = self.stat_locked(&inner, entry.ino).ok()?;
-        inner.tree.remember(entry.ino);
-        Some(stat)
+        let unchanged = inner.tree.changed(dir) == version;
+        for entry in entries {
+            if !unchanged && inner.tree.child(dir, &entry.name) != Some(entry.ino) {
+                continue;
+            }
+            let Ok(stat) = self.stat_locked(&inner, entry.ino) else { continue };
+            if !each(entry, &stat) {
+                return;
+            }
+            inner.tree.remember(entry.ino);
+        }
     }
 
     /// Checks that `name` can be made in `parent` and returns its path.

@@ -52,6 +52,16 @@ pub enum Notice {
     Content(Ino),
 }
 
+impl Notice {
+    /// The directory whose names it is about.
+    pub fn parent(&self) -> Option<Ino> {
+        match self {
+            Self::Entry { parent, .. } => Some(*parent),
+            Self::Inode(_) | Self::Content(_) => None,
+        }
+    }
+}
+
 enum TreeStep {
     Remove(Ino),
     Insert { path: RelPath, data: NodeData, attrs: Option<Attrs> },

@@ -240,7 +240,7 @@ impl Host {
         let (_, _, volume) = self.parts()?;
         let (mut found, mut todo) = (Vec::new(), vec![(String::new(), ROOT)]);
         while let Some((prefix, dir)) = todo.pop() {
-            for entry in volume.list(dir).map_err(words)? {
+            for entry in volume.list(dir).map_err(words)?.entries {
                 let path = format!("{prefix}{}", entry.name);
                 match entry.kind {
                     Kind::Dir => todo.push((format!("{path}/"), entry.ino)),
