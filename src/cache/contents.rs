@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::process::{Resource, getrlimit};
 
 use super::{CacheError, Result};
 
@@ -25,8 +26,10 @@ impl std::fmt::Display for ContentId {
     }
 }
 
-/// How many files stay open that nobody uses, because they were used lately.
-const KEPT: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// How many files stay open that nobody uses, because they were used lately: at least, and at most. Between, a quarter of
+/// what this process may have open.
+const LEAST_KEPT: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+const MOST_KEPT: u64 = 16_384;
 
 /// The directory `data/`.
 #[derive(Debug)]
@@ -49,7 +52,9 @@ impl Contents {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir =
             rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| CacheError::io("open", "data")(e.into()))?;
-        Ok(Self { dir, kept: Mutex::new(LruCache::new(KEPT)) })
+        let may_open = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let kept = usize::try_from((may_open / 4).min(MOST_KEPT)).ok().and_then(NonZeroUsize::new);
+        Ok(Self { dir, kept: Mutex::new(LruCache::new(kept.unwrap_or(LEAST_KEPT).max(LEAST_KEPT))) })
     }
 
     /// Makes the file of a new content.

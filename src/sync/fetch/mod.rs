@@ -30,6 +30,8 @@ pub use stream::Served;
 pub const SMALL: u64 = 4 << 20;
 /// Largest range of one request.
 const REQUEST_MAX: u64 = 8 << 20;
+/// Bytes that are worth hashing while others arrive.
+const HASH_STEP: u64 = 1 << 20;
 /// How often a body that breaks off without a new byte is asked for again.
 const BREAKS: u32 = 3;
 
@@ -292,7 +294,7 @@ impl Engine {
             return Err(Failure::Abandoned);
         }
         let (sent, mut body) = self.answer(live, version, range).await?;
-        let mut at = sent.start;
+        let (mut at, mut unhashed) = (sent.start, 0);
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(Failure::in_body)?;
             live.file.write_all_at(&chunk, at).map_err(|error| {
@@ -303,6 +305,12 @@ impl Engine {
             live.arrived(at..end);
             crate::fail_point!("fetch.after_chunk");
             at = end;
+            unhashed += chunk.len() as u64;
+            if unhashed >= HASH_STEP {
+                // At the end nobody is to wait for more than the last bytes.
+                hash_on(live);
+                unhashed = 0;
+            }
             if at < sent.end && abandoned() {
                 return Err(Failure::Abandoned);
             }
@@ -342,15 +350,23 @@ fn hash_on(live: &Arc<LiveContent>) {
         return;
     }
     let live = Arc::clone(live);
-    let (upto, round) = {
+    let arrived = |live: &LiveContent| {
         let state = live.state();
         let size = state.version.as_ref().map_or(0, |v| v.entry.size);
         (state.present.gaps(&(0..size)).first().map_or(size, |gap| gap.start), state.round)
     };
     // Nobody waits for it; what fails here fails again when all is compared.
     drop(tokio::task::spawn_blocking(move || {
-        if let Err(error) = live.hashed.advance(&live.file, upto, round) {
-            tracing::debug!(%error, "hashing what has arrived");
+        let (mut upto, round) = arrived(&live);
+        loop {
+            if let Err(error) = live.hashed.advance(&live.file, upto, round) {
+                return tracing::debug!(%error, "hashing what has arrived");
+            }
+            // More may have come meanwhile, and whoever brought it found this one at it.
+            match arrived(&live) {
+                (further, same) if same == round && further >= upto + HASH_STEP => upto = further,
+                _ => return,
+            }
         }
     }));
 }
