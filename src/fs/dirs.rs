@@ -18,10 +18,8 @@ const FOLLOWED: usize = 1 << 16;
 /// What the kernel has of a directory.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
-    /// Of the snapshots that it was sent.
+    /// That of all that it has; if there may be something of another version, one that the directory never has again.
     version: u64,
-    /// They were of several versions.
-    mixed: bool,
     /// Attributes came with every name, and it has not forgotten any.
     attributes: bool,
     /// Open directories that were sent something.
@@ -52,7 +50,7 @@ impl Directories {
         if known.sent.len() > FOLLOWED {
             known.sent.retain(|_, sent| sent.senders > 0);
         }
-        let fits = |sent: &Sent| !sent.mixed && sent.version == version && (sent.attributes || !attributes);
+        let fits = |sent: &Sent| sent.version == version && (sent.attributes || !attributes);
         let keep = known.sent.get(&dir).is_some_and(fits);
         let listing = Listing { version, keep, sends: known.sends, state: Mutex::default() };
         let flags = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
@@ -60,10 +58,10 @@ impl Directories {
     }
 
     /// A snapshot is about to be sent, from `offset` on.
-    fn sends(&self, dir: Ino, listing: &Listing, first: bool, version: u64, offset: u64) {
+    pub(super) fn sends(&self, dir: Ino, listing: &Listing, first: bool, version: u64, offset: u64) {
         let mut known = self.lock();
         known.sends += u64::from(first);
-        let new = Sent { version, mixed: false, attributes: false, senders: 0, last: known.sends };
+        let new = Sent { version, attributes: false, senders: 0, last: known.sends };
         let sent = known.sent.entry(dir).or_insert(new);
         // What the kernel had before went with the open, unless that kept it; what it got since may be a part of a listing.
         let alone = first
@@ -72,8 +70,6 @@ impl Directories {
             && (!listing.keep || listing.version == version);
         if alone {
             *sent = new;
-        } else if sent.version != version || (listing.keep && listing.version != version) {
-            sent.mixed = true;
         }
         if first {
             sent.senders += 1;
@@ -217,81 +213,6 @@ impl Place<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DIR: Ino = Ino(7);
-
-    fn keeps(directories: &Directories, version: u64, attributes: bool) -> bool {
-        directories.open(DIR, version, attributes).1.contains(FopenFlags::FOPEN_KEEP_CACHE)
-    }
-
-    /// Opens at a version, sends a snapshot of another from an offset on.
-    fn send(directories: &Directories, opened: u64, version: u64, offset: u64) -> Listing {
-        let (listing, _) = directories.open(DIR, opened, false);
-        directories.sends(DIR, &listing, true, version, offset);
-        listing.lock().snapshot = Some(DirListing { version, entries: Vec::new() });
-        listing
-    }
-
-    #[test]
-    fn the_kernel_keeps_what_it_was_sent_while_the_directory_is_the_same() {
-        let directories = Directories::default();
-        assert!(!keeps(&directories, 1, false), "it has nothing yet");
-        let listing = send(&directories, 1, 1, 0);
-        directories.close(DIR, &listing);
-        assert!(keeps(&directories, 1, false));
-        assert!(!keeps(&directories, 2, false));
-        let listing = send(&directories, 2, 2, 0);
-        assert!(keeps(&directories, 2, false), "while it is being sent, too");
-        directories.close(DIR, &listing);
-        assert!(keeps(&directories, 2, false) && !keeps(&directories, 1, false));
-    }
-
-    /// What may have been mixed, whether it was or not: opened and sent versions with offsets, all before the first is closed.
-    #[test]
-    fn what_may_be_of_several_versions_is_not_kept() {
-        let cases: &[&[(u64, u64, u64)]] = &[
-            // Two at the same time.
-            &[(1, 1, 0), (2, 2, 0)],
-            // It changed between open and send, and the kernel had been told to keep what it had.
-            &[(2, 2, 0), (2, 3, 0)],
-            // Somebody who read from the kernel's memory goes on with a later snapshot.
-            &[(2, 2, 0), (2, 3, 900)],
-        ];
-        for case in cases {
-            let directories = Directories::default();
-            let open: Vec<Listing> =
-                case.iter().map(|(at, of, offset)| send(&directories, *at, *of, *offset)).collect();
-            let last = case.last().unwrap().1;
-            assert!((1..=last).all(|version| !keeps(&directories, version, false)), "{case:?}");
-            open.iter().for_each(|listing| directories.close(DIR, listing));
-            assert!((1..=last).all(|version| !keeps(&directories, version, false)), "{case:?}: closed");
-            let listing = send(&directories, last, last, 0);
-            directories.close(DIR, &listing);
-            assert!(keeps(&directories, last, false), "{case:?}: sent anew");
-        }
-    }
-
-    #[test]
-    fn a_listing_that_was_opened_before_another_was_sent_in_part_does_not_count() {
-        let directories = Directories::default();
-        let (early, _) = directories.open(DIR, 1, false);
-        let part = send(&directories, 1, 1, 0);
-        directories.close(DIR, &part);
-        directories.sends(DIR, &early, true, 2, 0);
-        assert!(!keeps(&directories, 2, false));
-    }
-
-    #[test]
-    fn whoever_looks_at_attributes_is_sent_them_unless_the_kernel_has_all() {
-        let directories = Directories::default();
-        let listing = send(&directories, 1, 1, 0);
-        assert!(keeps(&directories, 1, false) && !keeps(&directories, 1, true));
-        directories.sent_attributes(DIR, 1);
-        directories.close(DIR, &listing);
-        assert!(keeps(&directories, 1, true));
-        directories.forgot(DIR);
-        assert!(keeps(&directories, 1, false) && !keeps(&directories, 1, true));
-    }
-}
+mod kernel_model;
+#[cfg(test)]
+mod tests;
