@@ -24,7 +24,7 @@ struct Sent {
     attributes: bool,
     /// Open directories that were sent something.
     senders: u32,
-    /// When the last of them first was.
+    /// When the last of them first was, or was closed.
     last: u64,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Directories(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     sent: HashMap<Ino, Sent>,
-    /// Counts open directories that were sent something.
+    /// Counts open directories that were sent something, and their ends.
     sends: u64,
 }
 
@@ -93,10 +93,15 @@ impl Directories {
 
     /// An open directory is closed.
     pub fn close(&self, dir: Ino, listing: &Listing) {
-        if listing.lock().snapshot.is_some()
-            && let Some(sent) = self.lock().sent.get_mut(&dir)
-        {
-            sent.senders = sent.senders.saturating_sub(1);
+        if listing.lock().snapshot.is_some() {
+            let mut known = self.lock();
+            known.sends += 1;
+            let now = known.sends;
+            if let Some(sent) = known.sent.get_mut(&dir) {
+                sent.senders = sent.senders.saturating_sub(1);
+                // Its last answer came at some time before.
+                sent.last = now;
+            }
         }
     }
 }
@@ -108,7 +113,7 @@ pub(super) struct Listing {
     version: u64,
     /// The kernel was told to keep what it had.
     keep: bool,
-    /// How many had been sent something then.
+    /// That count then.
     sends: u64,
     state: Mutex<State>,
 }

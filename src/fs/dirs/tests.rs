@@ -65,6 +65,17 @@ fn a_listing_that_was_opened_before_another_was_sent_in_part_does_not_count() {
 }
 
 #[test]
+fn a_listing_that_was_opened_while_another_was_being_sent_does_not_count() {
+    // The answer to the other one can have come after the open that dropped what the kernel had.
+    let directories = Directories::default();
+    let part = send(&directories, 1, 1, 0);
+    let (late, _) = directories.open(DIR, 2, false);
+    directories.close(DIR, &part);
+    directories.sends(DIR, &late, true, 2, 0);
+    assert!(!keeps(&directories, 2, false));
+}
+
+#[test]
 fn whoever_looks_at_attributes_is_sent_them_unless_the_kernel_has_all() {
     let directories = Directories::default();
     let listing = send(&directories, 1, 1, 0);
