@@ -59,6 +59,7 @@ fn bounded(plan: &Plan, seed: u64, cases: u64) {
     eprintln!("{plan:?}: {tally:?}");
     assert!(tally.operations > 0 && tally.entries > 0 && tally.crashes > 0 && tally.faults > 0, "nothing happened");
     assert!(tally.strays <= 1 + tally.crashes / 100, "kills leave objects without entries: {tally:?}");
+    assert!(tally.returned <= 1 + tally.operations / 500, "removed files come back: {tally:?}");
     assert!(plan.machines == 1 || tally.conflicts > 0, "no two changes met");
 }
 
@@ -90,8 +91,8 @@ fn soak() {
             eprintln!("{:?} so far: {tally:?}", began.elapsed());
         }
     }
-    let Tally { operations, crashes, faults, conflicts, strays, .. } = tally;
+    let Tally { operations, crashes, faults, conflicts, strays, returned, .. } = tally;
     println!(
-        "soak: operations={operations} crashes={crashes} faults={faults} conflicts={conflicts} strays={strays} losses=0"
+        "soak: operations={operations} crashes={crashes} faults={faults} conflicts={conflicts} strays={strays} returned={returned} losses=0"
     );
 }

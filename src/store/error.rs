@@ -105,6 +105,15 @@ impl StoreError {
         Self::new(StoreErrorKind::Other, operation, key, message)
     }
 
+    /// What to check; may be empty.
+    fn advice(&self) -> &'static str {
+        match self.code.as_deref() {
+            // S3 takes no signature that is a quarter of an hour off.
+            Some("RequestTimeTooSkewed") => "check the clock of this machine",
+            _ => self.service.advice(self.kind),
+        }
+    }
+
     /// Whether the object is known not to exist.
     pub fn is_not_found(&self) -> bool {
         self.kind == StoreErrorKind::NotFound
@@ -138,7 +147,7 @@ impl fmt::Display for StoreError {
             }
             write!(f, ")")?;
         }
-        match self.service.advice(self.kind) {
+        match self.advice() {
             "" => Ok(()),
             advice => write!(f, "; {advice}"),
         }

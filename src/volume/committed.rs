@@ -46,12 +46,13 @@ impl Volume {
     /// Disk errors.
     pub fn undone(&self, index: &Index) -> Result<Vec<Undone>> {
         let mut inner = self.lock();
-        let oldest = now_nanos() - KEPT;
+        let now = now_nanos();
         let mut undone = Vec::new();
         let mut changes = Changes::default();
         for (path, row) in &inner.committed {
             let current = index.get(path);
-            if row.at < oldest {
+            // A clock that was set back must not keep it for ever.
+            if now.abs_diff(row.at) > KEPT.unsigned_abs() {
                 changes.committed(path, None);
             } else if !row.holds(current.as_ref())
                 && !inner.deltas.contains_key(path)
@@ -102,7 +103,7 @@ impl CommittedRow {
 impl Changes {
     /// Remembers what a push made of a path.
     pub(super) fn remember_commit(&mut self, known: &HashMap<String, CommittedRow>, path: &str, mut row: CommittedRow) {
-        if let Some(last) = known.get(path).filter(|last| last.at >= row.at - KEPT) {
+        if let Some(last) = known.get(path).filter(|last| last.at.abs_diff(row.at) <= KEPT.unsigned_abs()) {
             // A writer may have read the index before several commits of ours.
             row.earlier.extend(last.earlier.iter().chain([&last.replaced, &last.entry]).cloned());
             row.earlier.dedup();

@@ -387,6 +387,7 @@ impl Play {
             return Err(differences("the index", &listed, "the objects", &objects));
         }
         self.tally.strays += strays as u64;
+        self.tally.returned += self.machines.iter().map(|(_, view)| view.returned).sum::<u64>();
         let fresh = (Host::new("new", self.machines[0].0.store()), View::default());
         self.machines.push(fresh);
         self.start(self.machines.len() - 1)?;

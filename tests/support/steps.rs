@@ -92,6 +92,8 @@ pub struct Tally {
     pub entries: u64,
     /// Objects that no entry names in the end.
     pub strays: u64,
+    /// Removed files that came back.
+    pub returned: u64,
 }
 
 impl Tally {
@@ -103,6 +105,7 @@ impl Tally {
         self.conflicts += other.conflicts;
         self.entries += other.entries;
         self.strays += other.strays;
+        self.returned += other.returned;
     }
 }
 

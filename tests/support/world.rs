@@ -98,6 +98,8 @@ pub struct View {
     local: BTreeSet<String>,
     /// What this machine put into the index: it brings back what is dropped from there while the object is still this.
     committed: Objects,
+    /// Removals that did not hold, of files that an earlier push had begun to push: they are back.
+    pub returned: u64,
 }
 
 /// Whether a name is one for our version of `path`.
@@ -233,7 +235,11 @@ impl View {
                     (true, false) => return Err(format!("a version that nobody here saw was removed: {place}")),
                     (false, _) if current != now => return Err(format!("neither ours nor theirs: {place}")),
                     (false, true) if step.done && !step.is_torn(&path) => {
-                        return Err(format!("a removal did not hold: {place}"));
+                        // What that push made of it may be there under an entry that this machine never saw.
+                        if !row.tried {
+                            return Err(format!("a removal did not hold: {place}"));
+                        }
+                        self.returned += 1;
                     }
                     _ => {}
                 }
