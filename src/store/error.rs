@@ -48,7 +48,7 @@ impl Service {
     fn advice(self, kind: StoreErrorKind) -> &'static str {
         match (kind, self) {
             (StoreErrorKind::Forbidden, Self::S3) => {
-                "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, …), their permissions on the bucket, and the endpoint and region"
+                "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, …), their permissions on the bucket, the endpoint and region, and the clock of this machine"
             }
             (StoreErrorKind::Forbidden, Self::Google) => {
                 "check Google's application default credentials (GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`, or the machine's service account) and their permissions on the bucket"
