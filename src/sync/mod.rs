@@ -1,7 +1,7 @@
 //! Between a local copy and the bucket: what to transfer, in which order, and what to do when others were faster.
 //!
-//! Depends on `volume`, `datastore` and `store`. The engine of a mount is `engine`, with `fetch`, `readahead`, `refresh`, `push`, their `pace`
-//! and the `background` tasks; the small modules `base`, `upload`, `merge`, `remove_object` and `hash` take plain data and are
+//! Depends on `volume`, `datastore` and `store`. The engine of a mount is `engine`, with `fetch`, `readahead`, `refresh`, `push`, their `pace`,
+//! `contact` with the bucket and the `background` tasks; the small modules `base`, `upload`, `merge`, `remove_object` and `hash` take plain data and are
 //! shared by everything that pushes, also without a mount (`offline`).
 
 mod background;
