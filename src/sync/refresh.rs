@@ -103,7 +103,8 @@ impl Engine {
         let looked = looked.map(|(undone, standing)| {
             let standing = standing.unwrap_or_else(|error| {
                 tracing::warn!(path = %undone.path, %error, "cannot see whether our change was undone");
-                Standing::Undone
+                // A file that is there may be another's, and a push of a removal does not look again.
+                if undone.committed.entry.is_some() { Standing::Undone } else { Standing::Undecided }
             });
             (undone, standing)
         });
