@@ -12,7 +12,7 @@ use support::host::Host;
 use support::machine::{add_foreign, contents, pairs};
 use swamp_mount::datastore::INDEX_KEY;
 use swamp_mount::tree::ROOT;
-use swamp_mount::volume::{OpenOutcome, OpenRequest, Volume};
+use swamp_mount::volume::{OpenOutcome, OpenRequest, SetAttributes, Volume};
 
 /// What happens right before the bucket is asked whether the object still is ours, and what is there after the next push.
 type Case = (fn(&Arc<Volume>), &'static [(&'static str, &'static str)]);
@@ -175,5 +175,38 @@ fn two_machines_do_not_fight_over_a_file_that_both_wrote_alike() {
             }
         }
         assert_eq!(store.bytes(INDEX_KEY).unwrap(), before, "nobody has anything to write");
+    }
+}
+
+#[test]
+fn a_commit_that_an_attribute_change_hid_comes_back_into_view() {
+    // The attribute change gave way to what seemed to be a removal. Nobody looked again while the index stayed the same, and
+    // then the file got a row and no node: it was never pushed, and waited for ever.
+    for kind in KINDS {
+        for changes_again in [false, true] {
+            eprintln!("---- over {}, {changes_again}", kind.name);
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let store = runtime.block_on(HookedStore::new(kind));
+            add_foreign(&store, "other", "other");
+            let mut host = Host::new("here", Arc::clone(&store) as _);
+            host.start().unwrap();
+            let view = store.bytes(INDEX_KEY).unwrap();
+            host.write("new", b"new").unwrap();
+            host.flush().unwrap();
+            store.set(INDEX_KEY, view);
+            let volume = host.volume();
+            let ino = volume.lookup(ROOT, "new").unwrap().ino;
+            volume.set_attributes(ino, SetAttributes { mode: Some(0o755), ..SetAttributes::default() }).unwrap();
+            host.flush().unwrap();
+            if changes_again {
+                add_foreign(&store, "next", "next");
+            }
+            host.refresh().unwrap();
+            host.flush().unwrap();
+            assert!(contents(&store).contains(&("new".to_owned(), "new".to_owned())));
+            assert!(host.names().unwrap().contains(&"new".to_owned()));
+            assert_eq!(host.files().unwrap()["new"], b"new");
+            assert_eq!(host.volume().pending_counts(), (0, 0, 0));
+        }
     }
 }

@@ -96,6 +96,8 @@ pub struct Engine {
     pub(super) uploaded: AtomicU64,
     /// The last look at the index failed.
     pub(super) index_in_doubt: AtomicBool,
+    /// The index in view may have lost commits of ours that could not be told from changes under way.
+    pub(super) commits_in_doubt: AtomicBool,
     pub(super) lost_contact: tokio::sync::Notify,
     pub(super) contact: super::contact::Contact,
     journal: Mutex<Journal>,
@@ -143,6 +145,8 @@ impl Engine {
             refreshed: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
             index_in_doubt: AtomicBool::new(false),
+            // A process before this one may have ended in doubt.
+            commits_in_doubt: AtomicBool::new(true),
             lost_contact: tokio::sync::Notify::new(),
             journal: Mutex::default(),
             tasks: Mutex::default(),

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use futures_util::{FutureExt, StreamExt, stream};
 
 use super::{Engine, SyncError};
-use crate::datastore::{Fresh, IndexRead, RemoteIndex, discover, format_nanos, now_nanos, read_index};
+use crate::datastore::{Fresh, Index, IndexRead, RemoteIndex, discover, format_nanos, now_nanos, read_index};
 use crate::store::{ObjectInfo, StoreError};
 use crate::volume::{NewBase, Undone};
 
@@ -71,7 +71,12 @@ impl Engine {
         match read_index(&*self.store, Some(&base.index), base.seen()).await? {
             IndexRead::NotModified => {
                 self.volume.confirm_base();
-                Ok(None)
+                if !self.commits_in_doubt.load(Ordering::SeqCst) {
+                    return Ok(None);
+                }
+                let remote = RemoteIndex { index: Index::clone(&base.index), fresh: Fresh::new() };
+                let undone = self.undone_by_others(&remote).await?;
+                Ok((!undone.is_empty()).then(|| NewBase { undone, ..remote.into() }))
             }
             IndexRead::Present(remote) => {
                 let undone = self.undone_by_others(&remote).await?;
@@ -115,7 +120,9 @@ impl Engine {
         &self,
         remote: &RemoteIndex,
     ) -> Result<Vec<(Undone, Result<Standing, StoreError>)>, SyncError> {
-        let looks = stream::iter(self.volume.undone(&remote.index)?).map(|undone| async move {
+        let (undone, more) = self.volume.undone(&remote.index)?;
+        self.commits_in_doubt.store(more, Ordering::SeqCst);
+        let looks = stream::iter(undone).map(|undone| async move {
             let found = self.store.head(undone.path.as_str()).await;
             let standing = Self::standing_of(&undone, found);
             (undone, standing)

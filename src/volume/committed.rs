@@ -39,31 +39,33 @@ impl Undone {
 }
 
 impl Volume {
-    /// Which of our recent commits an index does not show. Whether it lost them, or others went on from them, is for their
-    /// objects to say.
+    /// Which of our recent commits an index does not show, and whether there are more of which that cannot be said now. Whether
+    /// it lost them, or others went on from them, is for their objects to say.
     ///
     /// # Errors
     /// Disk errors.
-    pub fn undone(&self, index: &Index) -> Result<Vec<Undone>> {
+    pub fn undone(&self, index: &Index) -> Result<(Vec<Undone>, bool)> {
         let mut inner = self.lock();
         let now = now_nanos();
-        let mut undone = Vec::new();
+        let (mut undone, mut more) = (Vec::new(), false);
         let mut changes = Changes::default();
         for (path, row) in &inner.committed {
             let current = index.get(path);
             // A clock that was set back must not keep it for ever.
             if now.abs_diff(row.at) > KEPT.unsigned_abs() {
                 changes.committed(path, None);
-            } else if !row.holds(current.as_ref())
-                && !inner.deltas.contains_key(path)
-                && let Ok(path) = RelPath::parse(path)
-            {
-                let replaced = current.map(|entry| Replaced { entry, fingerprint: None });
-                undone.push(Undone { path, committed: row.clone(), replaced });
+            } else if !row.holds(current.as_ref()) {
+                if inner.deltas.contains_key(path) {
+                    // What is done here now goes first, and may come to nothing.
+                    more = true;
+                } else if let Ok(path) = RelPath::parse(path) {
+                    let replaced = current.map(|entry| Replaced { entry, fingerprint: None });
+                    undone.push(Undone { path, committed: row.clone(), replaced });
+                }
             }
         }
         inner.commit(changes)?;
-        Ok(if inner.read_only.is_some() { Vec::new() } else { undone })
+        Ok(if inner.read_only.is_some() { (Vec::new(), false) } else { (undone, more) })
     }
 
     /// These were replaced or removed by others after all.

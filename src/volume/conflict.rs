@@ -4,7 +4,7 @@
 
 use super::delta::Changes;
 use super::inner::Inner;
-use super::rebase::Notice;
+use super::notice::Notice;
 use super::{Result, Volume};
 use crate::cache::rows::{Attrs, Delta, NodeRow};
 use crate::datastore::{RelPath, conflict_name};

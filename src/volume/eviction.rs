@@ -7,7 +7,7 @@
 use super::delta::Changes;
 use super::inner::Inner;
 use super::live::LiveContent;
-use super::rebase::Notice;
+use super::notice::Notice;
 use super::{Result, Volume, VolumeError};
 use crate::cache::ContentId;
 use crate::cache::rows::NodeRow;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::inner::Inner;
 use super::live::LiveContent;
-use super::rebase::Notice;
+use super::notice::Notice;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::Kind;
 use crate::tree::Ino;

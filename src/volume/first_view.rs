@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::delta::Changes;
 use super::inner::{Base, Inner};
-use super::rebase::Notice;
+use super::notice::Notice;
 use super::{Result, Volume};
 use crate::cache::rows::DeltaRow;
 use crate::datastore::{Index, RelPath};

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::content_ids::ContentIds;
 use super::live::LiveContent;
-use super::rebase::Notice;
+use super::notice::Notice;
 use super::space::Space;
 use super::{Result, VolumeError};
 use crate::cache::rows::{CommittedRow, ContentRow, DeltaRow, NodeRow, PendingDelete, Replaced, Version};

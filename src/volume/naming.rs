@@ -9,7 +9,7 @@ use super::delta::Changes;
 use super::files::Handle;
 use super::inner::Inner;
 use super::live::{FetchState, LiveContent};
-use super::rebase::Notice;
+use super::notice::Notice;
 use super::{Result, Stat, Volume, VolumeError};
 use crate::cache::rows::{Attrs, ContentRow, Kind, NodeRow};
 use crate::datastore::{NameClass, RelPath, classify, now_nanos};

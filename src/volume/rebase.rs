@@ -11,6 +11,7 @@ use super::conflict::rows_for_new_name;
 use super::delta::Changes;
 use super::inner::{Base, Inner};
 use super::live::LiveContent;
+use super::notice::Notice;
 use super::pushing::{Outcome, Settled};
 use super::{Result, Volume};
 use crate::cache::rows::{Attrs, ContentRow, Delta, DeltaRow, Kind, PendingDelete, Version};
@@ -33,32 +34,6 @@ pub struct NewBase {
 impl From<RemoteIndex> for NewBase {
     fn from(remote: RemoteIndex) -> Self {
         Self { remote, discovered: false, undone: Vec::new() }
-    }
-}
-
-/// What the kernel must be told; sent without any lock.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Notice {
-    /// A name in a directory means something else now.
-    Entry {
-        /// The directory.
-        parent: Ino,
-        /// The name.
-        name: String,
-    },
-    /// The attributes of an inode changed.
-    Inode(Ino),
-    /// What was read of an inode is not to be trusted.
-    Content(Ino),
-}
-
-impl Notice {
-    /// The directory whose names it is about.
-    pub fn parent(&self) -> Option<Ino> {
-        match self {
-            Self::Entry { parent, .. } => Some(*parent),
-            Self::Inode(_) | Self::Content(_) => None,
-        }
     }
 }
 
@@ -146,6 +121,7 @@ impl Volume {
         for (path, row) in restored.unwrap_or_default() {
             // The bucket was asked without the lock: what was done here meanwhile counts.
             if work.row_after(&path).is_none() {
+                work.bring_back(&path, &row)?;
                 work.changes.delta(&path, Some(row));
             }
         }
@@ -302,6 +278,25 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         let found = if moved { None } else { self.inner.tree.find(path.as_str()) };
+        self.show(path, found, entry)
+    }
+
+    /// A commit of ours that is to be made again is in view, also when a base before lost it already.
+    fn bring_back(&mut self, path: &str, row: &DeltaRow) -> Result<()> {
+        let Ok(path) = RelPath::parse(path) else { return Ok(()) };
+        let shown = self.inner.base_entry(path.as_str());
+        let ours = match &row.delta {
+            Delta::Put { origin, .. } => origin.as_ref().map(|origin| &origin.entry),
+            Delta::Remove => None,
+        };
+        if shown.as_ref() == ours {
+            return Ok(());
+        }
+        self.show(&path, self.inner.tree.find(path.as_str()), ours)
+    }
+
+    /// Brings what is found under a path in line with an entry.
+    fn show(&mut self, path: &RelPath, found: Option<Ino>, entry: Option<&Entry>) -> Result<()> {
         let Some(ino) = found else {
             if let Some(entry) = entry {
                 self.steps.push(TreeStep::Insert { path: path.clone(), data: NodeData::of(entry), attrs: None });

@@ -5,7 +5,7 @@
 
 use super::delta::Changes;
 use super::inner::Inner;
-use super::rebase::Notice;
+use super::notice::Notice;
 use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{Attrs, Delta, DeltaRow, Kind, NodeRow, Version};
 use crate::tree::Ino;
