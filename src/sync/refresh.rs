@@ -99,7 +99,7 @@ impl Engine {
     /// Commits of ours that a writer with an old view undid: the objects still are as we left them.
     async fn undone_by_others(&self, remote: &RemoteIndex) -> Result<Vec<Undone>, SyncError> {
         let looked = self.look_at_suspects(remote).await?.into_iter();
-        self.take_up(looked.map(|(undone, standing)| Ok((undone, standing?))).collect::<Result<_, StoreError>>()?)
+        Ok(self.take_up(looked.map(|(undone, standing)| Ok((undone, standing?))).collect::<Result<_, StoreError>>()?)?)
     }
 
     /// The same after an index was written: what cannot be looked at is taken up, and the push of it looks again.
@@ -113,7 +113,7 @@ impl Engine {
             });
             (undone, standing)
         });
-        self.take_up(looked.collect())
+        Ok(self.take_up(looked.collect())?)
     }
 
     async fn look_at_suspects(
@@ -146,7 +146,7 @@ impl Engine {
     }
 
     /// Forgets what others went on from; returns what is to be made again.
-    fn take_up(&self, looked: Vec<(Undone, Standing)>) -> Result<Vec<Undone>, SyncError> {
+    fn take_up(&self, looked: Vec<(Undone, Standing)>) -> crate::volume::Result<Vec<Undone>> {
         let (mut undone, mut theirs) = (Vec::new(), Vec::new());
         for (commit, standing) in looked {
             match standing {
