@@ -213,7 +213,9 @@ impl View {
     pub fn pushed(&mut self, step: &Step<'_>) -> Result<Vec<String>, String> {
         let new = |path: &&String| path.contains(".conflict-") && !step.before.contains_key(*path);
         let mut aside: BTreeSet<String> = step.after.keys().filter(new).cloned().collect();
-        aside.retain(|path| !self.rows.contains_key(path));
+        // One that this machine had pushed, and that another took out of the index and did not delete, comes back.
+        let left = |path: &String| step.objects.get(path).is_some_and(|left| self.committed.get(path) == Some(left));
+        aside.retain(|path| !self.rows.contains_key(path) && !left(path));
         let paths: BTreeSet<String> =
             step.before.keys().chain(step.after.keys()).chain(self.rows.keys()).cloned().collect();
         let mut conflicts = Vec::new();
@@ -253,8 +255,8 @@ impl View {
                 if !(seen || known) {
                     return Err(format!("a version that nobody here saw was overwritten: {place}"));
                 }
-                if now == current && (!seen || step.is_torn(&path)) {
-                    // The same bytes, and yet another version.
+                if now == current {
+                    // The same bytes, and yet perhaps another version: one of them may lie beside it for nothing.
                     aside.retain(|name| !(is_conflict_of(name, &path) && step.after[name].bytes == *mine));
                 }
                 if !step.done {
