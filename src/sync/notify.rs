@@ -66,7 +66,7 @@ fn run(receiver: &mpsc::Receiver<Message>) {
             Message::Tell(notices) => {
                 let Some(notifier) = &notifier else { continue };
                 notices.iter().for_each(|notice| tell(notifier, notice));
-                // A listing that the kernel keeps may have names that it knows nothing else of.
+                // Their attributes, and a listing that the kernel keeps: it may have names that nothing else is known of.
                 let parents: HashSet<Ino> = notices.iter().filter_map(Notice::parent).collect();
                 parents.into_iter().for_each(|dir| tell(notifier, &Notice::Content(dir)));
             }

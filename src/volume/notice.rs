@@ -5,7 +5,7 @@ use crate::tree::Ino;
 /// What the kernel must be told; sent without any lock.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Notice {
-    /// A name in a directory means something else now.
+    /// A name in a directory means something else now, and the directory's own attributes and listing are others.
     Entry {
         /// The directory.
         parent: Ino,

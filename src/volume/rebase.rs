@@ -398,7 +398,6 @@ impl<'a> Work<'a> {
             if last {
                 if known {
                     self.notices.push(Notice::Entry { parent: dir, name: name.to_owned() });
-                    self.notices.push(Notice::Inode(dir));
                 }
                 return;
             }
