@@ -32,6 +32,28 @@ fn remove(volume: &Arc<Volume>) {
     volume.unlink(ROOT, "new").unwrap();
 }
 
+/// Runs a promise over every kind of bucket, in which other clients have put these files.
+fn each(foreign: &[&str], promise: impl Fn(&Arc<HookedStore>)) {
+    for kind in KINDS {
+        eprintln!("---- over {}", kind.name);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let store = runtime.block_on(HookedStore::new(kind));
+        for name in foreign {
+            add_foreign(&store, name, name);
+        }
+        promise(&store);
+    }
+}
+
+/// Two machines on one bucket.
+fn two(store: &Arc<HookedStore>) -> [Host; 2] {
+    let mut hosts = ["here", "there"].map(|name| Host::new(name, Arc::clone(store) as _));
+    for host in &mut hosts {
+        host.start().unwrap();
+    }
+    hosts
+}
+
 #[test]
 fn a_change_that_meets_the_return_of_a_dropped_commit_is_kept() {
     // The row that brings the commit back took the place of the change's own: an edit was never pushed, a removed file
@@ -63,14 +85,8 @@ fn a_change_that_meets_the_return_of_a_dropped_commit_is_kept() {
 #[test]
 fn commits_that_followed_each_other_come_back_together() {
     // The index from before the first of them was taken for another writer's change: the file was gone.
-    for kind in KINDS {
-        eprintln!("---- over {}", kind.name);
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let store = runtime.block_on(HookedStore::new(kind));
-        for name in ["other", "gone"] {
-            add_foreign(&store, name, name);
-        }
-        let mut host = Host::new("here", Arc::clone(&store) as _);
+    each(&["other", "gone"], |store| {
+        let mut host = Host::new("here", Arc::clone(store) as _);
         host.start().unwrap();
         let view = store.bytes(INDEX_KEY).unwrap();
         for text in ["first", "second", "third"] {
@@ -84,22 +100,16 @@ fn commits_that_followed_each_other_come_back_together() {
         store.set(INDEX_KEY, view);
         host.refresh().unwrap();
         host.flush().unwrap();
-        assert_eq!(contents(&store), pairs(&[("new", "third"), ("other", "third")]));
+        assert_eq!(contents(store), pairs(&[("new", "third"), ("other", "third")]));
         assert_eq!(host.names().unwrap(), ["new", "other"]);
-    }
+    });
 }
 
 #[test]
 fn what_a_push_finds_dropped_comes_back_with_it() {
     // The index that a push had merged and written was the one in view then: no refresh ever looked for what it had lost.
-    for kind in KINDS {
-        eprintln!("---- over {}", kind.name);
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let store = runtime.block_on(HookedStore::new(kind));
-        for name in ["other", "gone"] {
-            add_foreign(&store, name, name);
-        }
-        let mut host = Host::new("here", Arc::clone(&store) as _);
+    each(&["other", "gone"], |store| {
+        let mut host = Host::new("here", Arc::clone(store) as _);
         host.start().unwrap();
         let view = store.bytes(INDEX_KEY).unwrap();
         host.write("new", b"new").unwrap();
@@ -108,25 +118,18 @@ fn what_a_push_finds_dropped_comes_back_with_it() {
         store.set(INDEX_KEY, view);
         host.write("next", b"next").unwrap();
         host.flush().unwrap();
-        assert_eq!(contents(&store), pairs(&[("new", "new"), ("next", "next"), ("other", "other")]));
+        assert_eq!(contents(store), pairs(&[("new", "new"), ("next", "next"), ("other", "other")]));
         assert_eq!(host.names().unwrap(), ["new", "next", "other"]);
         assert_eq!(host.volume().pending_counts(), (0, 0, 0));
-    }
+    });
 }
 
 #[test]
 fn a_commit_that_another_machine_went_on_from_comes_back() {
     // Neither brought the file back: to the one that had made it the object was not its own, to the one that had changed
     // it an index without the file was not what it had replaced.
-    for kind in KINDS {
-        eprintln!("---- over {}", kind.name);
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let store = runtime.block_on(HookedStore::new(kind));
-        add_foreign(&store, "other", "other");
-        let mut hosts = ["here", "there"].map(|name| Host::new(name, Arc::clone(&store) as _));
-        for host in &mut hosts {
-            host.start().unwrap();
-        }
+    each(&["other"], |store| {
+        let mut hosts = two(store);
         let view = store.bytes(INDEX_KEY).unwrap();
         for (host, text) in hosts.iter_mut().zip(["first", "second"]) {
             host.refresh().unwrap();
@@ -140,26 +143,19 @@ fn a_commit_that_another_machine_went_on_from_comes_back() {
                 host.flush().unwrap();
             }
         }
-        assert_eq!(contents(&store), pairs(&[("new", "second"), ("other", "other")]));
+        assert_eq!(contents(store), pairs(&[("new", "second"), ("other", "other")]));
         for host in &mut hosts {
             assert_eq!(host.names().unwrap(), ["new", "other"]);
             assert_eq!(host.volume().pending_counts(), (0, 0, 0));
         }
-    }
+    });
 }
 
 #[test]
 fn two_machines_do_not_fight_over_a_file_that_both_wrote_alike() {
     // On a store whose versions are hashes both find their own object, and each put its own entry back.
-    for kind in KINDS {
-        eprintln!("---- over {}", kind.name);
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let store = runtime.block_on(HookedStore::new(kind));
-        add_foreign(&store, "other", "other");
-        let mut hosts = ["here", "there"].map(|name| Host::new(name, Arc::clone(&store) as _));
-        for host in &mut hosts {
-            host.start().unwrap();
-        }
+    each(&["other"], |store| {
+        let mut hosts = two(store);
         for (host, text) in hosts.iter_mut().zip(["between", "same"]) {
             host.refresh().unwrap();
             host.write("new", b"same").unwrap();
@@ -175,7 +171,7 @@ fn two_machines_do_not_fight_over_a_file_that_both_wrote_alike() {
             }
         }
         assert_eq!(store.bytes(INDEX_KEY).unwrap(), before, "nobody has anything to write");
-    }
+    });
 }
 
 #[test]
