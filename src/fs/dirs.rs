@@ -14,11 +14,13 @@ use crate::volume::{DirEntry, DirListing, Result, Volume};
 
 /// Directories that are followed at least; those that nobody has open are forgotten beyond.
 const FOLLOWED: usize = 1 << 16;
+/// No directory has this version.
+const NONE: u64 = u64::MAX;
 
 /// What the kernel has of a directory.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
-    /// That of all that it has; if there may be something of another version, one that the directory never has again.
+    /// That of all that it has; if there may be something of another version, one that the directory does not have again.
     version: u64,
     /// Attributes came with every name, and it has not forgotten any.
     attributes: bool,
@@ -37,6 +39,8 @@ struct Known {
     sent: HashMap<Ino, Sent>,
     /// Counts open directories that were sent something, and their ends.
     sends: u64,
+    /// That count when directories were last forgotten.
+    forgotten: u64,
 }
 
 impl Directories {
@@ -49,6 +53,7 @@ impl Directories {
         let mut known = self.lock();
         if known.sent.len() > FOLLOWED {
             known.sent.retain(|_, sent| sent.senders > 0);
+            known.forgotten = known.sends;
         }
         let fits = |sent: &Sent| sent.version == version && (sent.attributes || !attributes);
         let keep = known.sent.get(&dir).is_some_and(fits);
@@ -61,19 +66,21 @@ impl Directories {
     pub(super) fn sends(&self, dir: Ino, listing: &Listing, first: bool, version: u64, offset: u64) {
         let mut known = self.lock();
         known.sends += u64::from(first);
-        let new = Sent { version, attributes: false, senders: 0, last: known.sends };
-        let sent = known.sent.entry(dir).or_insert(new);
+        let (now, forgotten) = (known.sends, known.forgotten);
+        let unknown = Sent { version: NONE, attributes: false, senders: 0, last: forgotten };
+        let sent = known.sent.entry(dir).or_insert(unknown);
         // What the kernel had before went with the open, unless that kept it; what it got since may be a part of a listing.
         let alone = first
             && offset == 0
-            && (sent.senders == 0 && sent.last <= listing.sends || sent.last == new.last)
+            && sent.senders == 0
+            && sent.last <= listing.sends
             && (!listing.keep || listing.version == version);
         if alone {
-            *sent = new;
+            *sent = Sent { version, ..unknown };
         }
         if first {
             sent.senders += 1;
-            sent.last = new.last;
+            sent.last = now;
         }
     }
 

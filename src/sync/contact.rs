@@ -1,8 +1,8 @@
 //! Whether the bucket answers at all: a reader must learn within seconds that it does not, although a request may take much
 //! longer.
 //!
-//! Depends on the store. Invariants: nothing is taken for an outage while anything arrives from the bucket; one look at a
-//! time, whoever waits; any answer is an answer, a refusal too.
+//! Depends on the store. Invariants: nothing is taken for an outage while anything arrives from the bucket; those who wait
+//! look one at a time; any answer is an answer, a refusal too.
 
 use std::time::{Duration, Instant};
 

@@ -103,7 +103,7 @@ impl Engine {
     }
 
     /// The same after an index was written: what cannot be looked at is taken up, and the push of it looks again.
-    pub(super) async fn undone_before_commit(&self, remote: &RemoteIndex) -> Result<Vec<Undone>, SyncError> {
+    pub(super) async fn undone_at_commit(&self, remote: &RemoteIndex) -> Result<Vec<Undone>, SyncError> {
         let looked = self.look_at_suspects(remote).await?.into_iter();
         let looked = looked.map(|(undone, standing)| {
             let standing = standing.unwrap_or_else(|error| {

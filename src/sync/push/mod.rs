@@ -290,7 +290,7 @@ impl Engine {
             settled.extend(self.settle_committed(row, outcome, left));
         }
         // What others undid since the last refresh is part of this index: no refresh would find it any more.
-        let undone = self.undone_before_commit(&committed.remote).await?;
+        let undone = self.undone_at_commit(&committed.remote).await?;
         Ok(Committed { new: Some(NewBase { undone, ..committed.remote.into() }), settled })
     }
 
