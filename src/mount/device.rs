@@ -1,6 +1,6 @@
 //! `/dev/fuse`: a mount's connection to the kernel, and the sessions that serve it.
 //!
-//! Depends on fuser and `link`. Root mounts by mount(2) here, so that the mount has its own type (`fuse.swamp-mount`) in the
+//! Depends on fuser and `link`. Root mounts here, so that the mount has its own type (`fuse.swamp-mount`) in the
 //! list of mounts; others through fusermount3. A session of fuser begins with INIT, which the kernel sends once in the life
 //! of a connection: here it is read before any session, and played to each of them over a socket, in whose place the
 //! descriptor of the device is put then. Invariant: nothing here waits for the mount to answer.
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use fuser::{MountOption, Session, SessionACL};
-use rustix::mount::MountFlags;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 
 use super::mountpoint::{self, Directory};
 use super::{link, mountinfo, unmount};
@@ -52,40 +52,18 @@ pub(super) fn mount(path: &Path, directory: Option<&Directory>, config: &fuser::
 
 fn mount_as_root(path: &Path, directory: &Directory, config: &fuser::Config) -> io::Result<OwnedFd> {
     let device = open()?;
-    let mut flags = MountFlags::empty();
-    let mut source = String::from("swamp-mount");
-    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", device.as_raw_fd());
-    for option in &config.mount_options {
-        match option {
-            MountOption::FSName(name) => source.clone_from(name),
-            MountOption::DefaultPermissions => data.push_str(",default_permissions"),
-            MountOption::CUSTOM(option) => {
-                data.push(',');
-                data.push_str(option);
-            }
-            MountOption::RO => flags |= MountFlags::RDONLY,
-            MountOption::NoDev => flags |= MountFlags::NODEV,
-            MountOption::NoSuid => flags |= MountFlags::NOSUID,
-            MountOption::NoExec => flags |= MountFlags::NOEXEC,
-            MountOption::NoAtime => flags |= MountFlags::NOATIME,
-            MountOption::DirSync => flags |= MountFlags::DIRSYNC,
-            MountOption::Sync => flags |= MountFlags::SYNCHRONOUS,
-            // The type is ours anyway, and the others are how a mount is without them.
-            _ => {}
-        }
-    }
-    if config.acl != SessionACL::Owner {
-        data.push_str(",allow_other");
-    }
-    let data = std::ffi::CString::new(data)?;
-    let before: Vec<u64> = mountinfo::read()?.iter().map(|mounted| mounted.id).collect();
+    let (context, attributes) = described(&device, config)?;
+    rustix::mount::fsconfig_create(&context)?;
+    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     // By its descriptor: root must not mount on what somebody put in its place.
-    rustix::mount::mount(source.as_str(), directory.by_descriptor(), mountinfo::OUR_TYPE, flags, data.as_c_str())?;
-    let is_new = |mounted: &mountinfo::Mounted| mounted.is_ours() && !before.contains(&mounted.id);
-    if !mountinfo::at(path)?.is_some_and(|mounted| is_new(&mounted)) {
+    let both_empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(&mount, "", directory, "", both_empty)?;
+    // While the mount is open nothing else gets its id; the ids of mounts that ended are given away again.
+    let id = mountinfo::id_of(&mount)?;
+    let is_it = |mounted: &mountinfo::Mounted| mounted.id == id;
+    if !mountinfo::at(path)?.is_some_and(|mounted| is_it(&mounted)) {
         // Moved in the last moment: the mount lies on the directory that was checked, wherever that is now.
-        if let Some(moved) = mountinfo::read()?.into_iter().rfind(|mounted| is_new(mounted) && mounted.source == source)
+        if let Some(moved) = mountinfo::read()?.into_iter().find(is_it)
             && let Err(error) = unmount::detach(&moved.mountpoint, Some(&moved.device))
         {
             tracing::error!("{error}");
@@ -93,6 +71,45 @@ fn mount_as_root(path: &Path, directory: &Directory, config: &fuser::Config) -> 
         return Err(io::Error::other("the mountpoint was replaced while it was being mounted"));
     }
     Ok(device)
+}
+
+/// The file system that is to be made, and the attributes of its mount.
+fn described(device: &OwnedFd, config: &fuser::Config) -> io::Result<(OwnedFd, MountAttrFlags)> {
+    let context = rustix::mount::fsopen(mountinfo::FUSE, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let flag = |key: &str| rustix::mount::fsconfig_set_flag(&context, key);
+    let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(&context, key, value);
+    set("subtype", mountinfo::OUR_SUBTYPE)?;
+    set("fd", &device.as_raw_fd().to_string())?;
+    set("rootmode", "40000")?;
+    set("user_id", &rustix::process::getuid().as_raw().to_string())?;
+    set("group_id", &rustix::process::getgid().as_raw().to_string())?;
+    if config.acl != SessionACL::Owner {
+        flag("allow_other")?;
+    }
+    let mut attributes = MountAttrFlags::empty();
+    for option in &config.mount_options {
+        match option {
+            MountOption::FSName(name) => set("source", name)?,
+            MountOption::DefaultPermissions => flag("default_permissions")?,
+            MountOption::CUSTOM(option) => match option.split_once('=') {
+                Some((key, value)) => set(key, value)?,
+                None => flag(option)?,
+            },
+            MountOption::RO => {
+                flag("ro")?;
+                attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+            }
+            MountOption::DirSync => flag("dirsync")?,
+            MountOption::Sync => flag("sync")?,
+            MountOption::NoDev => attributes |= MountAttrFlags::MOUNT_ATTR_NODEV,
+            MountOption::NoSuid => attributes |= MountAttrFlags::MOUNT_ATTR_NOSUID,
+            MountOption::NoExec => attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC,
+            MountOption::NoAtime => attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME,
+            // The type is ours anyway, and the others are how a mount is without them.
+            _ => {}
+        }
+    }
+    Ok((context, attributes))
 }
 
 /// fusermount3 mounts and passes the descriptor back over a socket, which is its standard input here.
@@ -198,4 +215,65 @@ pub(super) fn notify(channel: BorrowedFd<'_>, what: Notification) -> io::Result<
     message.extend_from_slice(&0u64.to_ne_bytes());
     rustix::io::write(channel.as_fd(), &message)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::mount::{MountFlags, UnmountFlags};
+
+    use super::*;
+
+    /// A place to mount on, or none where this user must not mount.
+    fn place() -> Option<tempfile::TempDir> {
+        let home = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(home.path().join("mnt")).expect("made");
+        if rustix::process::geteuid().is_root() && Path::new(DEVICE).exists() {
+            return Some(home);
+        }
+        eprintln!("skipped: this user must not mount");
+        None
+    }
+
+    #[test]
+    fn what_took_the_name_of_the_directory_is_not_mounted_on() {
+        let Some(home) = place() else { return };
+        let path = home.path().canonicalize().expect("there").join("mnt");
+        let directory = Directory::open(&path).expect("there");
+        std::fs::rename(&path, path.with_extension("moved")).expect("renamed");
+        std::fs::create_dir(&path).expect("made");
+        let refused = mount(&path, Some(&directory), &fuser::Config::default()).expect_err("it was replaced");
+        assert!(refused.to_string().contains("replaced while"), "{refused}");
+        for path in [&path, &path.with_extension("moved")] {
+            assert_eq!(mountinfo::at(path).expect("read"), None);
+        }
+    }
+
+    /// The kernel gives the id of a mount away again as soon as it has ended. One that had ended a moment ago was taken for
+    /// ours, and ours for nothing, and the mount said that its directory was replaced.
+    #[test]
+    fn mounts_that_end_meanwhile_are_no_matter() {
+        let Some(home) = place() else { return };
+        let path = home.path().canonicalize().expect("there").join("mnt");
+        let other = home.path().join("other");
+        std::fs::create_dir(&other).expect("made");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    rustix::mount::mount("tmpfs", &other, "tmpfs", MountFlags::empty(), Some(c"size=1m"))
+                        .and_then(|()| rustix::mount::unmount(&other, UnmountFlags::DETACH))
+                        .expect("a tmpfs");
+                }
+            });
+            let directory = Directory::open(&path).expect("there");
+            let failed = (0..300).find_map(|_| {
+                let mounted = mount(&path, Some(&directory), &fuser::Config::default());
+                mounted.and_then(|_| unmount::detach(&path, None).map_err(io::Error::other)).err()
+            });
+            done.store(true, Ordering::Relaxed);
+            assert!(failed.is_none(), "{failed:?}");
+        });
+    }
 }

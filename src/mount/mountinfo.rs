@@ -3,16 +3,22 @@
 //! Depends on nothing. Never touches a mountpoint itself: a dead or hanging file system cannot block it.
 
 use std::ffi::OsString;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// The type under which our mounts appear.
 pub const OUR_TYPE: &str = "fuse.swamp-mount";
 
+/// Its parts: the file system of the kernel, and whose it is.
+pub const FUSE: &str = "fuse";
+/// The second part.
+pub const OUR_SUBTYPE: &str = "swamp-mount";
+
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
-    /// Unique id of the mount while it exists.
+    /// Unique id of the mount while it exists or is open; used again after that.
     pub id: u64,
     /// `major:minor`: which file system.
     pub device: String,
@@ -32,7 +38,7 @@ impl Mounted {
 
     /// Whether it is a FUSE mount of any program.
     pub fn is_fuse(&self) -> bool {
-        self.fs_type == "fuse" || self.fs_type.starts_with("fuse.")
+        self.fs_type == FUSE || self.fs_type.starts_with("fuse.")
     }
 }
 
@@ -45,6 +51,13 @@ pub fn read() -> std::io::Result<Vec<Mounted>> {
 /// The mount that is visible at exactly this path.
 pub fn at(path: &Path) -> std::io::Result<Option<Mounted>> {
     Ok(read()?.into_iter().rfind(|mounted| mounted.mountpoint == path))
+}
+
+/// The id of the mount on which this file lies.
+pub fn id_of(file: &OwnedFd) -> std::io::Result<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.ok_or_else(|| std::io::Error::other("the kernel does not say on which mount a file lies"))
 }
 
 /// Mounts that lie below this path.

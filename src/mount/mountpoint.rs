@@ -3,7 +3,7 @@
 //! Depends on `mountinfo` and `unmount`. Invariants: nothing is detached but a FUSE mount whose process is gone; what was
 //! checked is what is mounted on, whoever renames directories or plants symlinks meanwhile.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -171,10 +171,11 @@ impl Directory {
         let now = Self::open(path).map_err(|_| swapped())?;
         if identity(&now)? == identity(self)? { Ok(()) } else { Err(swapped()) }
     }
+}
 
-    /// A path that leads here as long as this is open.
-    pub fn by_descriptor(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

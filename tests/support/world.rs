@@ -318,7 +318,10 @@ impl View {
             let mine = row.mine.clone().unwrap_or_default();
             let gone = row.origin.as_ref().is_some_and(|origin| step.is_lost(origin)) || row.left.contains(&mine);
             if !(row.tried && gone) {
-                return Err(format!("{path} is gone; {shown:?} is shown"));
+                let (listed, object) = (bucket.get(path), objects.get(path).map(|bytes| self::shown(bytes)));
+                return Err(format!(
+                    "{path} ({row:?}) is gone; {shown:?} is shown, {listed:?} listed, {object:?} there"
+                ));
             }
             self.rows.remove(path);
         }
