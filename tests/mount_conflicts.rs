@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use support::mount::{Lab, Mount, entry, eventually};
@@ -98,6 +99,20 @@ const CASES: &[Case] = &[
         b: |m| write(m, "f.txt", "edited"),
         end: &[("f.txt", "edited"), ("g", "g")],
         told: Some(false),
+    },
+    Case {
+        what: "delete against the same bytes written again",
+        a: |m| remove(m, "f.txt"),
+        b: |m| write(m, "f.txt", "f"),
+        end: &[("f.txt", "f"), ("g", "g")],
+        told: Some(false),
+    },
+    Case {
+        what: "delete against a change of attributes only",
+        a: |m| remove(m, "f.txt"),
+        b: |m| fs::set_permissions(m.path("f.txt"), fs::Permissions::from_mode(0o755)).expect("changed"),
+        end: &[("g", "g")],
+        told: Some(true),
     },
     Case {
         what: "both delete",

@@ -42,6 +42,8 @@ pub enum Change {
     Put(Entry, Uploaded),
     /// Only fields of its entry change (times, mode); the object stays.
     Fields(Entry),
+    /// We wrote it, with the bytes that its object has: the same, but an edit, which a removal does not take away.
+    Rewritten(Entry),
     /// An entry of ours that a writer with an old view dropped: it comes back if the object is still the one that it
     /// describes.
     Restore(Entry, Uploaded),
@@ -68,7 +70,7 @@ pub enum RowOutcome {
     /// A put: another writer replaced our object after our upload. Theirs keeps the name, ours has to be pushed under a
     /// conflict name.
     Superseded,
-    /// A put: our object was deleted after our upload. It has to be uploaded again.
+    /// Something that we wrote: its object was deleted after our upload, or others removed it. It has to be uploaded (again).
     ObjectGone,
     /// A removal, a change of fields or a restored entry: what the bucket has is not what we saw, and stays.
     KeptTheirs,
@@ -227,7 +229,8 @@ fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut E
     match &row.change {
         Change::Put(..) if state == Some(ObjectState::Theirs) => RowOutcome::Superseded,
         Change::Put(..) if state == Some(ObjectState::Gone) => RowOutcome::ObjectGone,
-        Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _)
+        Change::Rewritten(_) if current.is_none() => RowOutcome::ObjectGone,
+        Change::Put(entry, _) | Change::Fields(entry) | Change::Rewritten(entry) | Change::Restore(entry, _)
             if current.as_ref() == Some(entry) =>
         {
             RowOutcome::Applied
@@ -237,8 +240,8 @@ fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut E
         Change::Restore(entry, _) if !as_seen && current.as_ref().is_some_and(|c| c.same_bytes(entry)) => {
             RowOutcome::KeptTheirs
         }
-        Change::Fields(_) if !as_seen => RowOutcome::KeptTheirs,
-        Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _) => {
+        Change::Fields(_) | Change::Rewritten(_) if !as_seen => RowOutcome::KeptTheirs,
+        Change::Put(entry, _) | Change::Fields(entry) | Change::Rewritten(entry) | Change::Restore(entry, _) => {
             index.set(&row.path, entry);
             edits.changed.push((row.path.clone(), Some(entry.clone())));
             RowOutcome::Applied

@@ -62,9 +62,11 @@ impl Row {
         self.replaces.as_ref() == current || current.is_some_and(|current| self.attempted.contains(&current.bytes))
     }
 
-    /// Whether there is nothing to be kept: it was renamed away and back.
-    fn is_unchanged(&self) -> bool {
-        self.mine.is_some() && self.mine.as_ref() == self.replaces.as_ref().map(|version| &version.bytes)
+    /// Whether there is nothing to be kept: the bytes that it had, and others changed it; or it was renamed away and back.
+    fn is_unchanged(&self, current: Option<&Version>) -> bool {
+        let Some(seen) = &self.replaces else { return false };
+        let back = self.origin.as_ref().is_some_and(|(_, version)| version == seen);
+        self.mine.as_ref() == Some(&seen.bytes) && (back || current.is_some())
     }
 }
 
@@ -287,7 +289,7 @@ impl View {
                 self.rows.remove(&path);
                 let (attempted, left) = (vec![mine.clone()], vec![mine.clone()]);
                 self.rows.insert(name, Row { replaces: None, attempted, left, ..row.clone() });
-            } else if step.done && !(lost || settled || row.is_unchanged()) {
+            } else if step.done && !(lost || settled || row.is_unchanged(current)) {
                 return Err(format!("an acknowledged write is lost: {place}"));
             }
         }
@@ -311,10 +313,15 @@ impl View {
     /// What is hidden, or from nowhere.
     pub fn agree(&mut self, shown: &[String], bucket: &Bucket, objects: &Objects) -> Result<(), String> {
         let step = Step { before: bucket, objects, after: bucket, done: false };
-        for path in self.names().iter().filter(|path| !shown.contains(path)) {
+        let known = self.names();
+        for path in known.iter().filter(|path| !shown.contains(path)) {
             let Some(row) = self.rows.get(path).cloned() else {
                 return Err(format!("the entry of {path} is hidden; {shown:?} is shown"));
             };
+            // Ours went aside for what has no entry yet, or has none any more.
+            if row.tried && shown.iter().any(|name| is_conflict_of(name, path) && !known.contains(name)) {
+                continue;
+            }
             let mine = row.mine.clone().unwrap_or_default();
             let gone = row.origin.as_ref().is_some_and(|origin| step.is_lost(origin)) || row.left.contains(&mine);
             if !(row.tried && gone) {
@@ -353,7 +360,9 @@ impl View {
             if self.local.remove(&from) {
                 self.local.insert(path.clone());
             }
-            self.rows.insert(path.clone(), Row { replaces: None, attempted: Vec::new(), left: Vec::new(), ..row });
+            // The same push may have begun with it under its new name.
+            let attempted = row.mine.iter().cloned().collect();
+            self.rows.insert(path.clone(), Row { replaces: None, attempted, left: Vec::new(), ..row });
         }
         match self.names() == shown {
             true => Ok(()),

@@ -299,9 +299,10 @@ impl Engine {
         let path = done.row.path.clone();
         let outcome = match (outcome, change) {
             (RowOutcome::Applied | RowOutcome::Superseded, _) if done.origin_lost => self.origin_lost(&path),
-            (RowOutcome::Applied, Change::Put(entry, _) | Change::Fields(entry) | Change::Restore(entry, _)) => {
-                Outcome::Put(Version { key: path.to_string(), entry, fingerprint })
-            }
+            (
+                RowOutcome::Applied,
+                Change::Put(entry, _) | Change::Fields(entry) | Change::Rewritten(entry) | Change::Restore(entry, _),
+            ) => Outcome::Put(Version { key: path.to_string(), entry, fingerprint }),
             (RowOutcome::Applied, Change::Remove) => Outcome::Removed { version: fingerprint },
             (RowOutcome::Superseded, _) => self.conflict(&path, left),
             (RowOutcome::ObjectGone, _) => {

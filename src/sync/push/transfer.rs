@@ -266,7 +266,7 @@ impl Engine {
             (Some(origin), false)
                 if origin.key == done.row.path.as_str() && !self.is_overwritten(&done.row, origin).await? =>
             {
-                let entry = fields_entry(origin, &put);
+                let entry = fields_entry(&origin.entry, &put);
                 let fingerprint = origin.fingerprint.clone();
                 let change = if is_undone(&done.row, &origin.entry) {
                     let uploaded =

@@ -16,7 +16,7 @@ use super::super::hash::{Digests, digest_blocking};
 use super::super::merge::{Change, Uploaded};
 use super::super::upload::{Expect, META_SHA256, META_UPLOAD_ID, Upload, UploadOutcome, upload};
 use super::transfer::{Failed, Transferred, Verdict};
-use crate::cache::rows::{UploadMark, Version};
+use crate::cache::rows::UploadMark;
 use crate::datastore::{Entry, format_nanos, now_nanos};
 use crate::store::{Body, Fingerprint, StoreError};
 use crate::volume::{LiveContent, PlannedPut, PlannedRow, Stable, VolumeError};
@@ -77,9 +77,8 @@ impl Engine {
                 _ => continue,
             };
             let put = PlannedPut { mtime, ..put.clone() };
-            if let Some(origin) = same_bytes(done, &put, &digests) {
-                let entry = fields_entry(&origin, &put);
-                done.verdict = Verdict::Commit(Change::Fields(entry), origin.fingerprint.clone());
+            if let Some((change, fingerprint)) = self.same_bytes(done, &put, &digests) {
+                done.verdict = Verdict::Commit(change, fingerprint);
                 done.read = keep_while_open(live, stable);
                 return Ok(());
             }
@@ -97,6 +96,28 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// What there is to do for a file whose bytes the bucket has under this name already.
+    fn same_bytes(
+        &self,
+        done: &Transferred,
+        put: &PlannedPut,
+        digests: &Digests,
+    ) -> Option<(Change, Option<Fingerprint>)> {
+        if done.row.upload.is_some() {
+            // An upload that was not settled may have replaced it.
+            return None;
+        }
+        let path = done.row.path.as_str();
+        let fits = |entry: &Entry| entry.size == digests.size && entry.sha256.as_deref() == Some(&digests.sha256);
+        if let Some(origin) = put.origin.as_ref().filter(|o| o.key == path && fits(&o.entry)) {
+            return Some((Change::Fields(fields_entry(&origin.entry, put)), origin.fingerprint.clone()));
+        }
+        let replaced = done.row.replaces.as_ref().filter(|r| fits(&r.entry))?;
+        // Written again here, and removed by others: what is kept has to be uploaded.
+        let removed = !self.volume.base().index.names(path);
+        (!removed).then(|| (Change::Rewritten(fields_entry(&replaced.entry, put)), replaced.fingerprint.clone()))
     }
 
     async fn send(
@@ -237,21 +258,6 @@ async fn hashed(file: Arc<std::fs::File>, size: u64, snapshot: bool) -> std::io:
     tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other)?
 }
 
-/// The version in the bucket that has these bytes under this name already.
-fn same_bytes(done: &Transferred, put: &PlannedPut, digests: &Digests) -> Option<Version> {
-    if done.row.upload.is_some() {
-        // An upload that was not settled may have replaced it.
-        return None;
-    }
-    let fits = |entry: &Entry| entry.size == digests.size && entry.sha256.as_deref() == Some(&digests.sha256);
-    if let Some(origin) = put.origin.as_ref().filter(|o| o.key == done.row.path.as_str() && fits(&o.entry)) {
-        return Some(origin.clone());
-    }
-    let replaced = done.row.replaces.as_ref().filter(|r| fits(&r.entry))?;
-    let (entry, fingerprint) = (replaced.entry.clone(), replaced.fingerprint.clone());
-    Some(Version { key: done.row.path.to_string(), entry, fingerprint })
-}
-
 pub(super) fn new_entry(put: &PlannedPut, size: u64, sha256: Option<String>) -> Entry {
     Entry {
         size,
@@ -264,6 +270,6 @@ pub(super) fn new_entry(put: &PlannedPut, size: u64, sha256: Option<String>) -> 
 }
 
 /// The entry of an object that stays, with our attributes.
-pub(super) fn fields_entry(origin: &Version, put: &PlannedPut) -> Entry {
-    Entry { local_mtime: Some(format_nanos(put.mtime)), mode: put.mode.map(str::to_owned), ..origin.entry.clone() }
+pub(super) fn fields_entry(stays: &Entry, put: &PlannedPut) -> Entry {
+    Entry { local_mtime: Some(format_nanos(put.mtime)), mode: put.mode.map(str::to_owned), ..stays.clone() }
 }
