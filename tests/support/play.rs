@@ -14,7 +14,7 @@ use super::mount::{Lab, entry};
 use super::steps::{DIRS, Plan, Step, Tally, name_of};
 use super::watch::IndexWatch;
 use super::weather::{Climate, Weather};
-use super::world::{Bucket, Objects, Step as Pushed, Version, View, shown};
+use super::world::{Bucket, COMMON, Objects, Step as Pushed, Version, View, shown};
 
 type Outcome<T> = Result<T, String>;
 
@@ -66,7 +66,7 @@ impl Play {
         self.written += 1;
         let mut bytes = match kind {
             // Two machines that write the same.
-            ..20 => b"the same".to_vec(),
+            ..20 => COMMON.to_vec(),
             _ => format!("text {:05}", self.written).into_bytes(),
         };
         if kind.is_multiple_of(5) {

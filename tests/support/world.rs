@@ -26,6 +26,9 @@ pub fn shown(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned()
 }
 
+/// What several write at times.
+pub const COMMON: &[u8] = b"the same";
+
 /// What an index lists.
 pub type Bucket = BTreeMap<String, Version>;
 /// Bytes of objects, whatever an index says of them.
@@ -60,6 +63,11 @@ impl Row {
     /// Whether the bucket has what this machine saw there, or left there.
     fn as_seen(&self, current: Option<&Version>) -> bool {
         self.replaces.as_ref() == current || current.is_some_and(|current| self.attempted.contains(&current.bytes))
+    }
+
+    /// Whether what looks like an upload of ours may be another writer's with the same bytes.
+    fn may_be_theirs(&self, current: Option<&Version>) -> bool {
+        self.replaces.as_ref() != current && current.is_some_and(|current| current.bytes == COMMON)
     }
 
     /// Whether there is nothing to be kept: the bytes that it had, and others changed it; or it was renamed away and back.
@@ -238,7 +246,7 @@ impl View {
                 match (held, seen || current.is_none()) {
                     (true, false) => return Err(format!("a version that nobody here saw was removed: {place}")),
                     (false, _) if current != now => return Err(format!("neither ours nor theirs: {place}")),
-                    (false, true) if step.done && !step.is_torn(&path) => {
+                    (false, true) if step.done && !step.is_torn(&path) && !row.may_be_theirs(current) => {
                         // What that push made of it may be there under an entry that this machine never saw.
                         if !row.tried {
                             return Err(format!("a removal did not hold: {place}"));
@@ -277,7 +285,7 @@ impl View {
                 aside.iter().find(|name| is_conflict_of(name, &path) && step.after[*name].bytes == *mine).cloned();
             let settled = row.left.contains(mine);
             if let Some(name) = kept {
-                if seen && !step.is_torn(&path) {
+                if seen && !row.may_be_theirs(current) && !step.is_torn(&path) {
                     return Err(format!("a conflict where there is none: {name}; {place}"));
                 }
                 aside.remove(&name);
