@@ -49,6 +49,12 @@ const STEPS: &[Step] = &[
         },
         &[("dir/b", "b"), ("dir/c", "a")],
     ),
+    (
+        "setxattr of a new one only",
+        |m| Ok(rustix::fs::setxattr(m.path("dir/a"), "user.new", b"v", rustix::fs::XattrFlags::CREATE)?),
+        &[("dir/a", "a"), ("dir/b", "b")],
+    ),
+    ("removexattr", |m| Ok(rustix::fs::removexattr(m.path("dir/b"), "user.old")?), &[("dir/a", "a"), ("dir/b", "b")]),
     ("truncate", |m| fs::File::create(m.path("dir/a")).map(drop), &[("dir/a", ""), ("dir/b", "b")]),
 ];
 
@@ -66,6 +72,7 @@ fn what_was_under_way_is_carried_out_once() {
             let order = format!("{point}=when:{}", now.display());
             let mount = machine.try_mount(OPTIONS, &[("SWAMP_FAILPOINT", &order)]).unwrap();
             fs::create_dir(mount.path("dir/empty")).unwrap();
+            rustix::fs::setxattr(mount.path("dir/b"), "user.old", b"v", rustix::fs::XattrFlags::CREATE).unwrap();
             fs::write(&now, "").unwrap();
             let outcome = act(&mount);
             assert!(!now.exists(), "{what}: it did not die");

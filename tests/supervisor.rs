@@ -340,6 +340,8 @@ fn in_the_background_too() {
     let path = mountpoint.to_str().unwrap();
     let output = machine.run(&[QUIET, &[&lab.source(), path]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // At once: whoever sees the mount may ask.
+    assert_eq!(machine.run(&["status", path]).status.code(), Some(0));
     let status = || -> serde_json::Value {
         serde_json::from_slice(&machine.run(&["status", path, "--json"]).stdout).unwrap_or_default()
     };

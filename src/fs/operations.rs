@@ -391,7 +391,7 @@ impl Filesystem for SwampFs {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         number: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -399,7 +399,8 @@ impl Filesystem for SwampFs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let set = Volume::check_name(name).and_then(|n| self.volume.set_xattr(ino(number), n, Some(value), flags));
+        let set = Volume::check_name(name)
+            .and_then(|n| self.once(req, || self.volume.set_xattr(ino(number), n, Some(value), flags), |_| Ok(())));
         empty(set, "setxattr", name, reply);
     }
 
@@ -424,8 +425,9 @@ impl Filesystem for SwampFs {
         }
     }
 
-    fn removexattr(&self, _req: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed = Volume::check_name(name).and_then(|n| self.volume.set_xattr(ino(number), n, None, 0));
+    fn removexattr(&self, req: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let removed = Volume::check_name(name)
+            .and_then(|n| self.once(req, || self.volume.set_xattr(ino(number), n, None, 0), |_| Ok(())));
         empty(removed, "removexattr", name, reply);
     }
 

@@ -106,15 +106,17 @@ async fn serve(config: &MountConfig, reporter: &mut Reporter, mut link: Option<&
     };
     let path = place.path.clone();
     let running = Running::new(Arc::clone(&engine), instance, signals, Some(&path), config.engine.read_only, &history)?;
+    // Before it can be seen: whoever sees it may ask for its status.
+    let registration = Registration::new(running.root(), &config.cache, &config.store, Some(&path));
     let kernel = match kernel::mount(config, place, &engine, link.as_deref_mut()).await {
         Ok(kernel) => kernel,
         Err(error) => {
             engine.close().await;
+            registration.ended(engine.pending());
             return Err(error);
         }
     };
     engine.spawn_background();
-    let registration = Registration::new(running.root(), &config.cache, &config.store, Some(&path));
     let mut mounted = Mounted { running, kernel, path };
     let ready = chdir_to_root().and_then(|()| reporter.ready(&log_path(config))).and_then(|()| match link {
         Some(link) => link.ready(config).map_err(MountError::system("tell the supervisor")),

@@ -292,7 +292,7 @@ impl Volume {
         }
         attrs.ctime = Some(now_nanos());
         if let Some(path) = path {
-            let mut changes = Changes::default();
+            let mut changes = Changes::answering(&path);
             changes.node(&path, Some(NodeRow { path: path.clone(), kind, content, attrs: attrs.clone() }));
             inner.commit(changes)?;
         }

@@ -296,6 +296,26 @@ impl Machine<'_> {
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
         detach(&self.mountpoint());
+        self.kill_the_background();
+    }
+}
+
+impl Machine<'_> {
+    /// What a failed test left in the background. A process id in a file may be somebody else's by now.
+    fn kill_the_background(&self) {
+        let roots = std::fs::read_dir(self.home.path().join("state/swamp-mount")).into_iter().flatten().flatten();
+        for lock in roots.map(|root| root.path().join("lock")) {
+            let holder: Value =
+                std::fs::read(lock).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+            let Some(pid) = holder["pid"].as_i64().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) else {
+                continue;
+            };
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(&*self.home.path().to_string_lossy()) {
+                // Gone meanwhile is as good.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
     }
 }
 
