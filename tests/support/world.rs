@@ -48,6 +48,8 @@ struct Row {
     attempted: Vec<Vec<u8>>,
     /// What they put into the index.
     left: Vec<Vec<u8>>,
+    /// It was pushed, others took it out of the index, and it came back because its object was there.
+    restored: bool,
 }
 
 impl fmt::Debug for Row {
@@ -68,6 +70,11 @@ impl Row {
     /// Whether what looks like an upload of ours may be another writer's with the same bytes.
     fn may_be_theirs(&self, current: Option<&Version>) -> bool {
         self.replaces.as_ref() != current && current.is_some_and(|current| current.bytes == COMMON)
+    }
+
+    /// Whether it came back for an object that is gone since.
+    fn came_for_nothing(&self, object: Option<&Vec<u8>>) -> bool {
+        self.restored && object != self.mine.as_ref()
     }
 
     /// Whether there is nothing to be kept: the bytes that it had, and others changed it; or it was renamed away and back.
@@ -156,7 +163,8 @@ impl View {
 
     fn row(&mut self, path: &str) -> &mut Row {
         let replaces = self.base.get(path).cloned();
-        let new = Row { mine: None, replaces, origin: None, tried: false, attempted: Vec::new(), left: Vec::new() };
+        let (attempted, left) = (Vec::new(), Vec::new());
+        let new = Row { mine: None, replaces, origin: None, tried: false, attempted, left, restored: false };
         self.rows.entry(path.to_owned()).or_insert(new)
     }
 
@@ -171,7 +179,7 @@ impl View {
             self.local.remove(path)
         };
         let row = self.row(path);
-        (row.mine, row.origin) = (Some(bytes), origin);
+        (row.mine, row.origin, row.restored) = (Some(bytes), origin, false);
     }
 
     pub fn remove(&mut self, path: &str) {
@@ -283,7 +291,7 @@ impl View {
             }
             let kept =
                 aside.iter().find(|name| is_conflict_of(name, &path) && step.after[*name].bytes == *mine).cloned();
-            let settled = row.left.contains(mine);
+            let settled = row.left.contains(mine) || row.came_for_nothing(step.objects.get(&path));
             if let Some(name) = kept {
                 if seen && !row.may_be_theirs(current) && !step.is_torn(&path) {
                     return Err(format!("a conflict where there is none: {name}; {place}"));
@@ -332,7 +340,7 @@ impl View {
             }
             let mine = row.mine.clone().unwrap_or_default();
             let gone = row.origin.as_ref().is_some_and(|origin| step.is_lost(origin)) || row.left.contains(&mine);
-            if !(row.tried && gone) {
+            if !(row.tried && gone || row.came_for_nothing(objects.get(path))) {
                 let (listed, object) = (bucket.get(path), objects.get(path).map(|bytes| self::shown(bytes)));
                 return Err(format!(
                     "{path} ({row:?}) is gone; {shown:?} is shown, {listed:?} listed, {object:?} there"
@@ -359,6 +367,7 @@ impl View {
             {
                 // The machine that removed it died before it deleted the object: it comes back.
                 self.write(path, bytes);
+                self.row(path).restored = true;
                 continue;
             }
             let Some((from, row)) = from.map(|(from, row)| (from.clone(), row.clone())) else {
