@@ -217,6 +217,12 @@ impl LiveContent {
         }
     }
 
+    /// Whether somebody waits for bytes of which the last are among these.
+    pub fn ends_a_wait(&self, range: &Range<u64>) -> bool {
+        let ends = |waiter: &Arc<Waiter>| range.start < waiter.range.end && waiter.range.end <= range.end;
+        self.state().waiting.iter().any(ends)
+    }
+
     /// To be told of fetch progress; subscribe before looking at the state.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.progress.subscribe()

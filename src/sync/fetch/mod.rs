@@ -5,10 +5,10 @@
 
 mod answers;
 mod failure;
+mod pieces;
 mod stream;
 
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::store::Body;
 use crate::volume::{FetchState, LiveContent, MustStore, Room};
 use answers::expected_hash;
 use failure::{Failure, broken_off};
+use pieces::{LINGER, Piece};
 pub(super) use stream::Blocks;
 pub use stream::Served;
 
@@ -294,31 +295,38 @@ impl Engine {
             return Err(Failure::Abandoned);
         }
         let (sent, mut body) = self.answer(live, version, range).await?;
-        let (mut at, mut unhashed) = (sent.start, 0);
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(Failure::in_body)?;
-            live.file.write_all_at(&chunk, at).map_err(|error| {
-                let reason = format!("cannot write to the cache: {error}");
-                if crate::cache::is_no_space(&error) { Failure::NoRoom(reason) } else { Failure::Failed(reason) }
-            })?;
-            let end = at + chunk.len() as u64;
-            live.arrived(at..end);
+        let (mut piece, mut unhashed) = (Piece::at(live, sent.start), 0);
+        loop {
+            let next = match piece.is_empty() {
+                true => Ok(body.next().await),
+                false => tokio::time::timeout(LINGER, body.next()).await,
+            };
+            let (due, ended) = match next {
+                Ok(Some(Ok(chunk))) => (piece.push(chunk), None),
+                Ok(Some(Err(error))) => (true, Some(Err(Failure::in_body(error)))),
+                Ok(None) if piece.end() < sent.end => {
+                    (true, Some(Err(Failure::Broken(broken_off(version, piece.end(), sent.end)))))
+                }
+                Ok(None) => (true, Some(Ok(()))),
+                Err(_) => (true, None),
+            };
+            if !due {
+                continue;
+            }
+            unhashed += piece.write()?;
             crate::fail_point!("fetch.after_chunk");
-            at = end;
-            unhashed += chunk.len() as u64;
+            if let Some(ended) = ended {
+                return ended;
+            }
             if unhashed >= HASH_STEP {
                 // At the end nobody is to wait for more than the last bytes.
                 hash_on(live);
                 unhashed = 0;
             }
-            if at < sent.end && abandoned() {
+            if piece.end() < sent.end && abandoned() {
                 return Err(Failure::Abandoned);
             }
         }
-        if at < sent.end {
-            return Err(Failure::Broken(broken_off(version, at, sent.end)));
-        }
-        Ok(())
     }
 
     /// All ranges are here: compares the hash and declares the content complete.
