@@ -206,3 +206,23 @@ fn a_commit_that_an_attribute_change_hid_comes_back_into_view() {
         }
     }
 }
+
+#[test]
+fn what_is_written_over_a_file_that_came_back_is_an_edit_and_no_conflict() {
+    // The object under its name was taken for another writer's: the edit went to a conflict file of its own writer.
+    each(&["other"], |store| {
+        let mut host = Host::new("here", Arc::clone(store) as _);
+        host.start().unwrap();
+        let view = store.bytes(INDEX_KEY).unwrap();
+        host.write("new", b"first").unwrap();
+        host.flush().unwrap();
+        store.set(INDEX_KEY, view);
+        host.refresh().unwrap();
+        host.write("new", b"second").unwrap();
+        host.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("new", "second"), ("other", "other")]));
+        assert_eq!(store.text("new").as_deref(), Some("second"));
+        assert_eq!(host.names().unwrap(), ["new", "other"]);
+        assert_eq!(host.conflicts(), Vec::<String>::new());
+    });
+}

@@ -12,6 +12,7 @@ use super::rebase::NewBase;
 use super::{Result, Volume};
 use crate::cache::rows::{CommittedRow, Delta, DeltaRow, Replaced, Version};
 use crate::datastore::{Entry, Index, RelPath, now_nanos};
+use crate::store::Fingerprint;
 
 /// How long a writer may take from reading the index to writing it, in ns.
 const KEPT: i64 = 15 * 60 * 1_000_000_000;
@@ -66,6 +67,11 @@ impl Volume {
         }
         inner.commit(changes)?;
         Ok(if inner.read_only.is_some() { (Vec::new(), false) } else { (undone, more) })
+    }
+
+    /// The version of the object that this machine left under a path lately.
+    pub fn committed_version(&self, path: &str) -> Option<Fingerprint> {
+        self.lock().committed.get(path)?.fingerprint.clone()
     }
 
     /// These were replaced or removed by others after all.

@@ -151,7 +151,7 @@ impl Engine {
     }
 
     /// Whether an object is in this version.
-    async fn is_version(&self, key: &str, version: &Fingerprint) -> Result<bool, StoreError> {
+    pub(super) async fn is_version(&self, key: &str, version: &Fingerprint) -> Result<bool, StoreError> {
         match self.store.head(key).await {
             Ok(info) => Ok(info.fingerprint.as_ref() == Some(version)),
             Err(missing) if missing.is_not_found() => Ok(false),

@@ -209,8 +209,14 @@ impl Engine {
             return Ok(Some(Expect::Version(left.fingerprint)));
         }
         let Some(replaced) = &row.replaces else {
+            let Some(left) = self.volume.pending_delete_of(row.path.as_str()) else {
+                // Others took an entry of ours out of the index, and have not deleted its object yet.
+                return Ok(Some(match self.volume.committed_version(row.path.as_str()) {
+                    Some(ours) if self.is_version(row.path.as_str(), &ours).await? => Expect::Version(ours),
+                    _ => Expect::Absent,
+                }));
+            };
             // What was removed here before may not be deleted yet; it is ours to replace.
-            let Some(left) = self.volume.pending_delete_of(row.path.as_str()) else { return Ok(Some(Expect::Absent)) };
             // The last is the latest of them.
             let version = self.removable_versions(row.path.as_str(), &left).await?.pop();
             return Ok(Some(version.map_or(Expect::Absent, Expect::Version)));
