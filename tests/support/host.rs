@@ -11,7 +11,7 @@ use swamp_mount::datastore::Datastore;
 use swamp_mount::store::ObjectStore;
 use swamp_mount::sync::{Engine, EngineOptions};
 use swamp_mount::tree::{Ino, ROOT};
-use swamp_mount::volume::{Handle, OpenOutcome, OpenRequest, RenameMode, Volume, VolumeError};
+use swamp_mount::volume::{Handle, OpenOutcome, OpenRequest, PushSelection, RenameMode, Volume, VolumeError};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -105,6 +105,12 @@ impl Host {
     /// Its names and contents, for what happens in the middle of a request.
     pub fn volume(&self) -> Arc<Volume> {
         Arc::clone(self.parts().expect("started").2)
+    }
+
+    /// What waits for the next push.
+    pub fn pending(&self) -> Vec<String> {
+        let plan = self.volume().plan_push(PushSelection::Everything);
+        plan.rows.into_iter().map(|row| row.path.to_string()).collect()
     }
 
     /// `swamp-mount flush`.

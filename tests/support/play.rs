@@ -351,6 +351,7 @@ impl Play {
         let shown = host.names()?;
         let conflicts = view.pushed(&Pushed { before, objects, after: &after, done })?;
         self.tally.conflicts += conflicts.len() as u64;
+        view.settle(&host.pending());
         view.agree(&shown, &after, &objects_after).map_err(|error| format!("machine {at}: {error}"))
     }
 

@@ -323,6 +323,14 @@ impl View {
         Ok(conflicts)
     }
 
+    /// Takes the machine's word for what it has pushed, where the index had it: only these wait for the next push.
+    pub fn settle(&mut self, pending: &[String]) {
+        let waits = |path: &String, row: &Row| {
+            pending.contains(path) || !row.mine.as_ref().is_some_and(|mine| row.left.contains(mine))
+        };
+        self.rows.retain(|path, row| waits(path, row));
+    }
+
     /// Holds the names that a machine shows against this view. After a push that ended halfway they tell what became of it.
     ///
     /// # Errors
