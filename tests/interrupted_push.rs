@@ -187,3 +187,24 @@ fn renamed_back(store: &HookedStore, mut host: Host, add: fn(&Bucket, &str, &str
     assert_eq!((host.names().unwrap(), store.text("b")), (vec!["a".to_owned()], None));
     assert_eq!(host.read("a").unwrap(), b"of a");
 }
+
+#[test]
+fn a_name_that_was_only_passed_through_belongs_to_whoever_has_it() {
+    // What a push had begun under the first name went along with the file: another writer's file with the same bytes, under a
+    // name that ours had in between, was hidden, and removed with the next push.
+    each(|store, mut host| {
+        add_hashed(store, "a", "bytes");
+        host.start().unwrap();
+        host.rename("a", "b", RenameMode::Replace).unwrap();
+        flush_without(store, &host, "put", INDEX_KEY);
+        host.rename("b", "c", RenameMode::Replace).unwrap();
+        add_hashed(store, "c", "bytes");
+        host.refresh().unwrap();
+        host.rename("c", "d", RenameMode::Replace).unwrap();
+        host.refresh().unwrap();
+        assert_eq!(host.names().unwrap(), ["c", "d"]);
+        host.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("c", "bytes"), ("d", "bytes")]));
+        assert_eq!(host.names().unwrap(), ["c", "d"]);
+    });
+}

@@ -134,6 +134,9 @@ pub struct UploadMark {
     /// Under which key, when the file was renamed since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// It came with the file from another name: nothing was begun under this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moved: bool,
 }
 
 /// What became of a path since the base.

@@ -239,7 +239,7 @@ impl Inner {
 
     /// The delta of a path that is empty from now on; `None` when the bucket never had anything there.
     pub fn removal_row(&mut self, path: &str) -> Option<DeltaRow> {
-        let upload = self.deltas.get(path).and_then(|row| row.upload.clone());
+        let upload = self.deltas.get(path).and_then(|row| row.upload.clone()).filter(|mark| !mark.moved);
         let replaces = self.replaced_at(path);
         if replaces.is_none() && upload.is_none() {
             return None;

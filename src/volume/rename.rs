@@ -171,7 +171,7 @@ impl Volume {
                 {
                     // A copy of the origin may lie under the old name, and be all that is left of it.
                     let key = mark.key.clone().or_else(|| Some(file.from.clone()));
-                    row.upload = Some(crate::cache::rows::UploadMark { key, ..mark });
+                    row.upload = Some(crate::cache::rows::UploadMark { key, moved: true, ..mark });
                 }
                 (file, row, self.moved_node_row(inner, file))
             })

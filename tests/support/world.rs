@@ -67,9 +67,11 @@ impl Row {
         self.replaces.as_ref() == current || current.is_some_and(|current| self.attempted.contains(&current.bytes))
     }
 
-    /// Whether what looks like an upload of ours may be another writer's with the same bytes.
+    /// Whether what looks like an upload of ours may be another writer's with the same bytes: they are bytes that several
+    /// write, or no push of ours had put them into the index.
     fn may_be_theirs(&self, current: Option<&Version>) -> bool {
-        self.replaces.as_ref() != current && current.is_some_and(|current| current.bytes == COMMON)
+        let theirs = |current: &Version| current.bytes == COMMON || !self.left.contains(&current.bytes);
+        self.replaces.as_ref() != current && current.is_some_and(theirs)
     }
 
     /// Whether it came back for an object that is gone since.

@@ -186,7 +186,7 @@ impl Engine {
             (None, false) => self.upload_id(&done.row),
             _ => uuid::Uuid::new_v4().to_string(),
         };
-        let mark = UploadMark { id, sha256: sha256.clone(), size: origin.entry.size, key: before };
+        let mark = UploadMark { id, sha256: sha256.clone(), size: origin.entry.size, key: before, moved: false };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(true);
         }

@@ -134,8 +134,10 @@ impl Engine {
         if replaced.as_ref().is_some_and(|replaced| replaced.same_version(&shown)) {
             return Ok(replaced);
         }
+        // To put the same bytes again takes nothing away; a removal must be of our own upload.
+        let harmless = row.put.is_some() && !mark.moved;
         let is_latest = shown.sha256.as_deref() == Some(&mark.sha256) && shown.size == mark.size;
-        let ours = is_latest || self.own_upload(row.path.as_str(), mark).await?.is_some();
+        let ours = (harmless && is_latest) || self.own_upload(row.path.as_str(), mark).await?.is_some();
         Ok(if ours { Some(shown) } else { replaced })
     }
 }
