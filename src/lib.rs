@@ -12,6 +12,7 @@ pub mod config;
 pub mod datastore;
 pub mod failpoint;
 pub mod fs;
+pub mod lock_order;
 pub mod memory;
 pub mod mount;
 pub mod store;

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
@@ -16,6 +16,7 @@ use super::unseen::UnseenWrites;
 use super::writes::{Stable, Writes};
 use crate::cache::rows::Version;
 use crate::cache::{ContentId, RangeSet};
+use crate::lock_order::{self, MutexGuard, Place};
 use crate::tree::Ino;
 
 /// Why a fetch failed, as far as it matters to those who wait.
@@ -129,7 +130,7 @@ pub struct LiveContent {
     pub ino: Ino,
     /// Its file, read and written at offsets.
     pub file: Arc<File>,
-    state: Mutex<FetchState>,
+    state: lock_order::Mutex<FetchState>,
     /// The hash of what is here from the beginning on.
     pub hashed: HashedPrefix,
     progress: watch::Sender<u64>,
@@ -174,7 +175,7 @@ impl LiveContent {
             ino,
             file,
             touched: AtomicBool::new(!state.complete),
-            state: Mutex::new(state),
+            state: lock_order::Mutex::new(Place::Content, state),
             hashed: HashedPrefix::default(),
             progress: watch::Sender::new(0),
             writes: Writes::default(),
@@ -191,7 +192,7 @@ impl LiveContent {
 
     /// The fetch state. Never held across a wait.
     pub fn state(&self) -> MutexGuard<'_, FetchState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Whether all bytes are here.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::attributes::file_stat;
@@ -19,6 +19,7 @@ use crate::cache::rows::{AnsweredRow, ContentRow, Delta, DeltaRow, Kind, NodeRow
 use crate::cache::saved_base::{self, BaseRecord};
 use crate::cache::{ContentId, Contents, StateDb, reference::ReferenceCache};
 use crate::datastore::{Flavour, Index, Namespace, Seen};
+use crate::lock_order::{Mutex, Place};
 use crate::tree::{Content, Incarnation, Ino, NodeData, Remote, Tree};
 
 /// How a volume is opened.
@@ -113,7 +114,7 @@ impl Volume {
             options,
             contents,
             reference,
-            inner: Mutex::new(inner),
+            inner: Mutex::new(Place::Volume, inner),
             changed: tokio::sync::Notify::new(),
             fetched: tokio::sync::Notify::new(),
             pressure: tokio::sync::Notify::new(),

@@ -3,8 +3,8 @@
 //!
 //! Depends on `tree`, `cache` and `datastore`; makes no request. Invariants: every operation is one transaction of
 //! state.db, committed before memory changes and before the caller is answered; nothing is removed from disk that a row
-//! still names. Lock order: `Volume::inner` (the volume lock) before the state lock of one [`LiveContent`]; neither is
-//! held across a network wait or a kernel notification.
+//! still names. Lock order: `Volume::inner` (the volume lock) before the state lock of one [`LiveContent`], which
+//! `lock_order` watches; neither is held across a network wait or a kernel notification.
 
 mod ahead;
 mod answered;
@@ -52,10 +52,11 @@ pub use rename::RenameMode;
 pub use unseen::{is_held_elsewhere, keeps_times};
 pub use writes::Stable;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::cache::Contents;
 use crate::cache::reference::ReferenceCache;
+use crate::lock_order::{Mutex, MutexGuard};
 use inner::Inner;
 
 /// What `writes` counts with; a test compiles it with others.
@@ -84,8 +85,8 @@ pub struct Volume {
 
 impl Volume {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic in one operation must not take the mount away from all others; transactions keep the rows whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic in one operation does not take the mount away from all others; transactions keep the rows whole.
+        self.inner.lock()
     }
 
     /// Resolves when something was changed since the last call.
