@@ -6,6 +6,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs)]
 
+pub mod bell;
 pub mod cache;
 pub mod cli;
 pub mod config;
@@ -15,6 +16,7 @@ pub mod fs;
 pub mod lock_order;
 pub mod memory;
 pub mod mount;
+mod primitives;
 pub mod store;
 pub mod sync;
 pub mod tree;

@@ -14,7 +14,7 @@ use super::handles::UNKNOWN_HANDLE;
 use crate::cache::is_no_space;
 use crate::sync::{Engine, fetch};
 use crate::tree::Ino;
-use crate::volume::{Handle, LiveContent, Notice, OpenOutcome, OpenRequest};
+use crate::volume::{Handle, LiveContent, Notice, OpenOutcome, OpenRequest, SMALL};
 
 impl SwampFs {
     pub(super) fn open_file(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
@@ -65,7 +65,7 @@ impl SwampFs {
     fn need(&self, handle: &Handle) -> Need {
         let fetch_first = {
             let state = handle.live.state();
-            !state.complete && state.version.as_ref().is_some_and(|v| v.entry.size <= fetch::SMALL)
+            !state.complete && state.version.as_ref().is_some_and(|v| v.entry.size <= SMALL)
         };
         if !handle.writable && fetch::may_change_unnoticed(&handle.live) {
             return Need::Look;

@@ -11,9 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Engine;
-use super::fetch::SMALL;
 use crate::tree::Ino;
-use crate::volume::FileAhead;
+use crate::volume::{FileAhead, SMALL};
 
 /// Readers that are followed at a time.
 const READERS: usize = 8;

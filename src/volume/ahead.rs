@@ -86,7 +86,7 @@ fn missing(inner: &Inner, ino: Ino) -> Option<u64> {
         Some(id) => match inner.live.get(&id) {
             Some(live) => {
                 let state = live.state();
-                state.complete || !state.in_flight.is_empty()
+                state.complete || state.is_fetched()
             }
             None => inner.content_rows.get(&id).is_some_and(|row| row.present.is_none()),
         },

@@ -189,7 +189,7 @@ impl Volume {
         }
         self.set_local_mtime(&mut inner, ino, set.mtime)?;
         if travels {
-            self.changed.notify_one();
+            self.changed.ring();
         }
         Ok(())
     }

@@ -87,7 +87,7 @@ impl Volume {
 
     /// Resolves when there may be too much in the cache, or evicted files that the kernel was not told of.
     pub async fn wait_for_pressure(&self) {
-        self.pressure.notified().await;
+        self.pressure.heard().await;
     }
 
     /// What the kernel must be told of evicted files.
@@ -102,7 +102,7 @@ impl Volume {
             let total = inner.space.total();
             let above = self.options.cache_size.is_some_and(|limit| total > limit);
             if above || before / LOOK_EVERY != total / LOOK_EVERY {
-                self.pressure.notify_one();
+                self.pressure.ring();
             }
         }
     }
@@ -186,7 +186,7 @@ impl Volume {
             self.remove_content_now(inner, victim.id);
         }
         tracing::debug!(files = victims.len(), "evicted");
-        self.pressure.notify_one();
+        self.pressure.ring();
         Ok(())
     }
 }
@@ -198,7 +198,7 @@ fn evictable(inner: &Inner, id: ContentId, ino: Ino) -> Option<String> {
         return None;
     }
     if let Some(live) = inner.live.get(&id)
-        && (live.handles() > 0 || live.is_dirty() || !live.state().in_flight.is_empty())
+        && (live.handles() > 0 || live.is_dirty() || live.state().is_fetched())
     {
         return None;
     }

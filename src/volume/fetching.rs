@@ -77,15 +77,15 @@ impl Volume {
         inner.tree.get(live.ino).is_some_and(|n| n.is_linked() && n.content().is_some_and(|c| c.id == Some(live.id)))
     }
 
-    /// All bytes are here and verified.
-    pub fn fetch_completed(&self, live: &LiveContent) {
+    /// All bytes of a round are here and verified.
+    pub fn fetch_completed(&self, live: &LiveContent, round: u64) {
         let mut inner = self.lock();
         if inner.live_path(live).is_some() {
             self.stamp_mtime(&mut inner, live.ino, live);
         }
-        let mut state = live.state();
-        state.complete = true;
-        state.recorded = false;
+        if !live.fetch.compared(round) {
+            tracing::debug!("what was compared with its hash was forgotten meanwhile");
+        }
     }
 
     /// A fetch ended, well or not: there may be something to record, and nobody may be waiting any more.
@@ -96,14 +96,14 @@ impl Volume {
             self.retire(&mut inner, live.ino, live);
             self.relieve(&mut inner);
         }
-        self.fetched.notify_one();
+        self.fetched.ring();
     }
 
     /// What a content counts for, once no fetch is under way that room was made for.
     fn count_fetched(&self, inner: &mut Inner, live: &LiveContent) {
         let held = {
             let state = live.state();
-            let is_settled = state.in_flight.is_empty() && !state.complete;
+            let is_settled = !state.is_fetched() && !state.complete;
             (is_settled && inner.live.contains_key(&live.id)).then(|| state.present.total())
         };
         if let Some(bytes) = held {
@@ -115,13 +115,13 @@ impl Volume {
     pub(super) fn relieve(&self, inner: &mut Inner) {
         if self.options.cache_size.is_some_and(|limit| inner.space.total() > limit) {
             inner.space.hope();
-            self.pressure.notify_one();
+            self.pressure.ring();
         }
     }
 
     /// Resolves when something was fetched since the last call.
     pub async fn wait_for_fetch(&self) {
-        self.fetched.notified().await;
+        self.fetched.heard().await;
     }
 
     /// How many fetched contents wait for being recorded; each holds a descriptor.

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use super::delta::Changes;
+use super::fetch_state::FetchState;
 use super::fetching::InUse;
 use super::inner::Inner;
-use super::live::{FetchState, LiveContent};
+use super::live::LiveContent;
 use super::notice::Notice;
 use super::pattern::Pattern;
 use super::recording::complete_stamp;
@@ -129,7 +130,7 @@ impl Volume {
     /// What is opened is evicted last.
     pub(super) fn note_open(&self, inner: &mut Inner, live: &LiveContent) {
         if inner.space.opened(live.id, live.ino) {
-            self.opened.notify_one();
+            self.opened.ring();
         }
     }
 
@@ -210,7 +211,7 @@ impl Volume {
         }
         inner.commit(changes)?;
         live.state().recorded = true;
-        self.changed.notify_one();
+        self.changed.ring();
         Ok(())
     }
 
@@ -264,7 +265,7 @@ impl Volume {
         inner.space.set(live.id, ino, size);
         crate::fail_point!("truncate.after");
         inner.touch_ctime(ino);
-        self.changed.notify_one();
+        self.changed.ring();
         if live.writers() == 0 {
             self.settle(inner, ino, &live)?;
         }
@@ -308,7 +309,7 @@ impl Volume {
             }
             self.discard_unless_live(inner, old);
         }
-        self.changed.notify_one();
+        self.changed.ring();
         Ok(())
     }
 
@@ -346,7 +347,7 @@ impl Volume {
     }
 
     fn note_written(&self, inner: &mut Inner, ino: Ino) {
-        self.changed.notify_one();
+        self.changed.ring();
         inner.touch_ctime(ino);
         if let Some(mode) = inner.tree.get_mut(ino).and_then(|n| n.attrs_if_any()).and_then(|a| a.mode.as_mut()) {
             *mode &= !0o4000;
@@ -423,7 +424,7 @@ impl Volume {
             changes.delta(&path, Some(DeltaRow { delta, ..row }));
         }
         inner.commit(changes)?;
-        self.changed.notify_one();
+        self.changed.ring();
         Ok(())
     }
 
@@ -442,7 +443,7 @@ impl Volume {
         }
         let (recorded, busy) = {
             let state = live.state();
-            (state.recorded, !state.in_flight.is_empty())
+            (state.recorded, state.is_fetched())
         };
         if recorded && !busy {
             self.contents.keep(live.id, &live.file);

@@ -1,125 +1,19 @@
 //! A content that is open or being fetched: its file, how much of it is here, and who is writing.
 //!
-//! Depends on `cache` values. Invariants: `present` names a range only after its bytes were written to the file; a
-//! [`Stable`] that still holds proves that no write began or ended since it was taken.
+//! Depends on `cache` values. Invariant: a [`Stable`] that still holds proves that no write began or ended since it was taken.
 
 use std::fs::File;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Notify, watch};
-
+use super::fetch_state::{Fetch, FetchState};
 use super::hashed::HashedPrefix;
 use super::unseen::UnseenWrites;
 use super::writes::{Stable, Writes};
-use crate::cache::rows::Version;
-use crate::cache::{ContentId, RangeSet};
-use crate::lock_order::{self, MutexGuard, Place};
+use crate::cache::ContentId;
+use crate::lock_order::MutexGuard;
 use crate::tree::Ino;
-
-/// Why a fetch failed, as far as it matters to those who wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureCause {
-    /// Nothing answers.
-    Unreachable,
-    /// There is no room to store the bytes.
-    NoRoom,
-    /// Anything else.
-    Other,
-}
-
-/// How far a content is fetched.
-#[derive(Debug)]
-pub struct FetchState {
-    /// What is fetched: key, entry and, from the first answer on, the fingerprint that pins the version.
-    pub version: Option<Version>,
-    /// All bytes are here.
-    pub complete: bool,
-    /// state.db knows that it is complete and the bytes are durable.
-    pub recorded: bool,
-    /// Which bytes are here, unless complete.
-    pub present: RangeSet,
-    /// Ranges that requests are under way for.
-    pub in_flight: Vec<Range<u64>>,
-    /// A first request is under way whose answer decides the version.
-    pub pinning: bool,
-    /// Number and reason of the last failure.
-    pub failure: (u64, Option<Arc<str>>),
-    /// What kind it was.
-    pub cause: FailureCause,
-    /// Bytes of this version were shown that are not in the file.
-    pub streamed: bool,
-    /// The version is gone from the bucket: what is here can be read, the rest never.
-    pub version_gone: bool,
-    /// Bytes with another hash came before: nothing is shown until all is compared.
-    pub verify_first: bool,
-    /// How often all bytes were forgotten, to be fetched anew.
-    pub round: u64,
-    /// Who waits for which bytes.
-    pub(super) waiting: Vec<Arc<Waiter>>,
-}
-
-#[derive(Debug)]
-pub(super) struct Waiter {
-    range: Range<u64>,
-    wake: Notify,
-}
-
-/// Somebody waits for bytes; until it is dropped.
-#[derive(Debug)]
-pub struct Waiting<'a> {
-    live: &'a LiveContent,
-    waiter: Arc<Waiter>,
-    announced: watch::Receiver<u64>,
-}
-
-impl Waiting<'_> {
-    /// Returns when the bytes have arrived, or the state changed otherwise: look at it before the first call and after
-    /// each.
-    ///
-    /// # Errors
-    /// Nobody fetches them any more.
-    pub async fn woken(&mut self) -> std::result::Result<(), watch::error::RecvError> {
-        tokio::select! {
-            () = self.waiter.wake.notified() => Ok(()),
-            announced = self.announced.changed() => announced,
-        }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.live.state().waiting.retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
-    }
-}
-
-impl FetchState {
-    /// Of a content whose bytes are all here and known to state.db.
-    pub(super) fn complete(version: Option<Version>) -> Self {
-        Self { complete: true, recorded: true, ..Self::partial(version, RangeSet::default()) }
-    }
-
-    /// Of a content of which `present` is here.
-    pub(super) fn partial(version: Option<Version>, present: RangeSet) -> Self {
-        Self {
-            version,
-            complete: false,
-            recorded: false,
-            present,
-            in_flight: Vec::new(),
-            pinning: false,
-            failure: (0, None),
-            cause: FailureCause::Other,
-            streamed: false,
-            version_gone: false,
-            verify_first: false,
-            round: 0,
-            waiting: Vec::new(),
-        }
-    }
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -130,10 +24,10 @@ pub struct LiveContent {
     pub ino: Ino,
     /// Its file, read and written at offsets.
     pub file: Arc<File>,
-    state: lock_order::Mutex<FetchState>,
+    /// How far it is fetched.
+    pub fetch: Fetch,
     /// The hash of what is here from the beginning on.
     pub hashed: HashedPrefix,
-    progress: watch::Sender<u64>,
     writes: Writes,
     writers: AtomicU32,
     handles: AtomicU32,
@@ -175,9 +69,8 @@ impl LiveContent {
             ino,
             file,
             touched: AtomicBool::new(!state.complete),
-            state: lock_order::Mutex::new(Place::Content, state),
+            fetch: Fetch::new(state),
             hashed: HashedPrefix::default(),
-            progress: watch::Sender::new(0),
             writes: Writes::default(),
             writers: AtomicU32::new(0),
             handles: AtomicU32::new(0),
@@ -192,46 +85,12 @@ impl LiveContent {
 
     /// The fetch state. Never held across a wait.
     pub fn state(&self) -> MutexGuard<'_, FetchState> {
-        self.state.lock()
+        self.fetch.state()
     }
 
     /// Whether all bytes are here.
     pub fn is_complete(&self) -> bool {
         self.state().complete
-    }
-
-    /// Waits for bytes; come here before looking at the state.
-    pub fn wait_for(&self, range: Range<u64>) -> Waiting<'_> {
-        let waiter = Arc::new(Waiter { range, wake: Notify::new() });
-        self.state().waiting.push(Arc::clone(&waiter));
-        Waiting { live: self, waiter, announced: self.watch() }
-    }
-
-    /// Bytes are in the file now: those who have all of theirs go on, and nobody else is woken.
-    pub fn arrived(&self, range: Range<u64>) {
-        let mut state = self.state();
-        state.present.insert(range.clone());
-        state.recorded = false;
-        let touched = |waiter: &&Arc<Waiter>| waiter.range.start < range.end && range.start < waiter.range.end;
-        for waiter in state.waiting.iter().filter(touched).filter(|waiter| state.present.contains(&waiter.range)) {
-            waiter.wake.notify_one();
-        }
-    }
-
-    /// Whether somebody waits for bytes of which the last are among these.
-    pub fn ends_a_wait(&self, range: &Range<u64>) -> bool {
-        let ends = |waiter: &Arc<Waiter>| range.start < waiter.range.end && waiter.range.end <= range.end;
-        self.state().waiting.iter().any(ends)
-    }
-
-    /// To be told of fetch progress; subscribe before looking at the state.
-    pub fn watch(&self) -> watch::Receiver<u64> {
-        self.progress.subscribe()
-    }
-
-    /// Tells everybody who waits that the state changed.
-    pub fn announce(&self) {
-        self.progress.send_modify(|n| *n += 1);
     }
 
     /// Size and mtime (ns since the epoch) of the file.

@@ -15,6 +15,7 @@ use super::first_view::{Unplaced, show_all};
 use super::inner::{Base, Inner, Stamp};
 use super::space::Space;
 use super::{Result, Volume};
+use crate::bell::Bell;
 use crate::cache::rows::{AnsweredRow, ContentRow, Delta, DeltaRow, Kind, NodeRow};
 use crate::cache::saved_base::{self, BaseRecord};
 use crate::cache::{ContentId, Contents, StateDb, reference::ReferenceCache};
@@ -115,10 +116,10 @@ impl Volume {
             contents,
             reference,
             inner: Mutex::new(Place::Volume, inner),
-            changed: tokio::sync::Notify::new(),
-            fetched: tokio::sync::Notify::new(),
-            pressure: tokio::sync::Notify::new(),
-            opened: tokio::sync::Notify::new(),
+            changed: Bell::default(),
+            fetched: Bell::default(),
+            pressure: Bell::default(),
+            opened: Bell::default(),
         };
         crate::fail_point!("start.after_load");
         left.forget(forgotten.iter().filter_map(|(_, content)| *content));
@@ -164,7 +165,7 @@ impl Volume {
         for (_, id, ino, bytes) in held {
             inner.space.set(id, ino, bytes);
         }
-        self.pressure.notify_one();
+        self.pressure.ring();
     }
 
     /// Ends the use of the volume: what was fetched is recorded, and `cache/` says what it holds.

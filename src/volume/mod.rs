@@ -15,6 +15,7 @@ mod content_ids;
 mod delta;
 mod error;
 mod eviction;
+mod fetch_state;
 mod fetching;
 mod files;
 mod first_view;
@@ -40,9 +41,10 @@ pub use attributes::{SetAttributes, Stat};
 pub use committed::Undone;
 pub use error::VolumeError;
 pub use eviction::Room;
+pub use fetch_state::{Claim, Claimed, FailureCause, Fetch, FetchState, Refused, SMALL, Waiting};
 pub use fetching::{Census, InUse};
 pub use files::{Handle, OpenOutcome, OpenRequest, Unseen};
-pub use live::{FailureCause, FetchState, LiveContent, MustStore};
+pub use live::{LiveContent, MustStore};
 pub use load::VolumeOptions;
 pub use naming::{DirEntry, DirListing};
 pub use notice::Notice;
@@ -54,15 +56,11 @@ pub use writes::Stable;
 
 use std::sync::Arc;
 
+use crate::bell::Bell;
 use crate::cache::Contents;
 use crate::cache::reference::ReferenceCache;
 use crate::lock_order::{Mutex, MutexGuard};
 use inner::Inner;
-
-/// What `writes` counts with; a test compiles it with others.
-mod atomics {
-    pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-}
 
 /// What this layer answers with.
 pub type Result<T> = std::result::Result<T, VolumeError>;
@@ -74,13 +72,13 @@ pub struct Volume {
     reference: ReferenceCache,
     inner: Mutex<Inner>,
     /// Wakes the background flush when something was changed.
-    changed: tokio::sync::Notify,
+    changed: Bell,
     /// Wakes the recorder of fetched contents.
-    fetched: tokio::sync::Notify,
+    fetched: Bell,
     /// Wakes who evicts, and tells the kernel of evicted files.
-    pressure: tokio::sync::Notify,
+    pressure: Bell,
     /// Wakes the recorder of opens.
-    opened: tokio::sync::Notify,
+    opened: Bell,
 }
 
 impl Volume {
@@ -91,7 +89,7 @@ impl Volume {
 
     /// Resolves when something was changed since the last call.
     pub async fn wait_for_change(&self) {
-        self.changed.notified().await;
+        self.changed.heard().await;
     }
 
     /// Options it was opened with.

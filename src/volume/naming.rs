@@ -6,9 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::delta::Changes;
+use super::fetch_state::FetchState;
 use super::files::Handle;
 use super::inner::Inner;
-use super::live::{FetchState, LiveContent};
+use super::live::LiveContent;
 use super::notice::Notice;
 use super::{Result, Stat, Volume, VolumeError};
 use crate::cache::rows::{Attrs, ContentRow, Kind, NodeRow};
@@ -244,7 +245,7 @@ impl Volume {
         inner.space.set(id, ino, size);
         inner.touch_directory(parent);
         inner.tree.remember(ino);
-        self.changed.notify_one();
+        self.changed.ring();
         Ok((ino, live))
     }
 
@@ -329,7 +330,7 @@ impl Volume {
         if let Some(id) = id {
             self.discard_unless_live(&mut inner, id);
         }
-        self.changed.notify_one();
+        self.changed.ring();
         // The kernel looks a removed name up again by itself.
         self.reveal(&mut inner, &path).map(drop)
     }
@@ -369,7 +370,7 @@ impl Volume {
     pub(super) fn doom(&self, inner: &mut Inner, id: crate::cache::ContentId) {
         inner.doom(id);
         inner.space.remove(id);
-        self.fetched.notify_one();
+        self.fetched.ring();
     }
 
     /// A name became free: an entry that it hid comes into view.

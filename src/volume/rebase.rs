@@ -85,7 +85,7 @@ impl Volume {
         };
         if let Some(new) = &new {
             if !new.undone.is_empty() {
-                self.changed.notify_one();
+                self.changed.ring();
             }
             self.store_index_copy(&index, &new.remote.fresh);
             crate::fail_point!("refresh.after_index_copy");

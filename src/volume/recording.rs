@@ -128,7 +128,7 @@ impl Volume {
 
     /// Resolves when something was opened since [`Volume::record_opened`] was last called.
     pub async fn wait_for_open(&self) {
-        self.opened.notified().await;
+        self.opened.heard().await;
     }
 
     /// Records which contents were opened since the last call, in their order.

@@ -71,7 +71,7 @@ impl Volume {
         inner.touch_ctime(ino);
         inner.touch_directory(parent);
         inner.touch_directory(new_parent);
-        self.changed.notify_one();
+        self.changed.ring();
         let mut notices = self.reveal(&mut inner, &from_path)?;
         for path in left.iter().filter(|path| **path != from_path) {
             notices.extend(self.reveal(&mut inner, path)?);

@@ -1,10 +1,10 @@
 //! When a content was written: tells bytes that stood still from bytes that did not, without a lock on the way of a write.
 //!
-//! Depends on the atomics of its parent module, so that `tests/interleavings.rs` can compile it with others and run through
-//! the orders in which writers and a push can meet. Invariants: bytes that were read between [`Writes::stable`] and a later
+//! Depends on `primitives` only, so that `tests/interleavings` can compile it with others and run through the orders in which
+//! writers and a push can meet. Invariants: bytes that were read between [`Writes::stable`] and a later
 //! [`Writes::unchanged_since`] are those of one moment; a content that is not dirty has the bytes that were last carried away.
 
-use super::atomics::{AtomicBool, AtomicU64, Ordering};
+use crate::primitives::{AtomicBool, AtomicU64, Ordering};
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -6,24 +6,24 @@
 use std::ops::Range;
 
 use super::failure::Failure;
-use super::shown_whole;
 use crate::cache::rows::Version;
 use crate::datastore::names::is_rewritten_in_place;
 use crate::store::{ByteStream, Condition, Fetched, GetRequest};
 use crate::sync::Engine;
-use crate::volume::{FailureCause, FetchState, LiveContent, Notice};
+use crate::volume::{FailureCause, LiveContent, Notice};
 
 /// How often a fetch is tried again after the bucket said something else than the index.
 const RESOLVES: u32 = 3;
 
 impl Engine {
-    /// Asks for a range of the pinned version, or pins the one that answers; which range comes, and its bytes.
+    /// Asks for a range of the pinned version, or pins the one that answers; the round that its bytes belong to, which range
+    /// comes, and its bytes.
     pub(super) async fn answer(
         &self,
         live: &LiveContent,
         version: &Version,
         range: Range<u64>,
-    ) -> Result<(Range<u64>, ByteStream), Failure> {
+    ) -> Result<(u64, Range<u64>, ByteStream), Failure> {
         let size = version.entry.size;
         let mut request = GetRequest::whole(&version.key);
         if range != (0..size) {
@@ -44,17 +44,10 @@ impl Engine {
                 version.key, info.size
             )));
         }
-        if let Some(fingerprint) = info.fingerprint {
-            let mut state = live.state();
-            if let Some(now) = &mut state.version
-                && *now.fingerprint.get_or_insert_with(|| fingerprint.clone()) != fingerprint
-            {
-                return Err(Failure::Replaced(format!("the object {:?} was replaced while it was read", version.key)));
-            }
-            state.pinning = false;
-        }
-        live.announce();
-        Ok((sent, body))
+        let Some(round) = live.fetch.answered(info.fingerprint) else {
+            return Err(Failure::Replaced(format!("the object {:?} was replaced while it was read", version.key)));
+        };
+        Ok((round, sent, body))
     }
 
     /// The bucket contradicted the index, which is read again. Returns when the fetch is worth another try; whether all of
@@ -82,10 +75,10 @@ impl Engine {
             if state.version.as_ref() != Some(version) {
                 return Ok(false);
             }
-            let hidden = (state.present.is_empty() || shown_whole(&state, version.entry.size)) && !state.streamed;
+            let hidden = (state.present.is_empty() || state.shown_whole()) && !state.streamed;
             if replaced && hidden {
                 // Nobody has seen a byte of the pinned version: another upload of the same entry may be pinned instead.
-                forget(&mut state);
+                state.forget();
                 return Ok(true);
             }
         }
@@ -173,7 +166,7 @@ impl Engine {
         let mut state = live.state();
         state.verify_first = true;
         state.recorded = false;
-        forget(&mut state);
+        state.forget();
         drop(state);
         self.notifications.tell(vec![Notice::Content(live.ino)]);
     }
@@ -183,12 +176,4 @@ impl Engine {
 pub(super) fn expected_hash(live: &LiveContent) -> Option<String> {
     let state = live.state();
     state.version.as_ref().filter(|v| !is_rewritten_in_place(&v.key)).and_then(|v| v.entry.sha256.clone())
-}
-
-fn forget(state: &mut FetchState) {
-    state.round += 1;
-    state.present = crate::cache::RangeSet::default();
-    if let Some(version) = &mut state.version {
-        version.fingerprint = None;
-    }
 }

@@ -5,7 +5,7 @@
 use crate::cache::rows::Version;
 use crate::store::{StoreError, StoreErrorKind};
 use crate::sync::FetchError;
-use crate::volume::FailureCause;
+use crate::volume::{FailureCause, Refused};
 
 /// Why a range did not come.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(in crate::sync) enum Failure {
     Failed(String),
     /// It was fetched ahead, and whoever read has gone.
     Abandoned,
+    /// The version that was pinned was given up while bytes of it came.
+    Forgotten,
 }
 
 impl Failure {
@@ -34,6 +36,7 @@ impl Failure {
             Self::Unreachable(reason) | Self::Broken(reason) => (reason, FailureCause::Unreachable),
             Self::NoRoom(reason) => (reason, FailureCause::NoRoom),
             Self::Abandoned => ("nobody reads it any more".to_owned(), FailureCause::Other),
+            Self::Forgotten => ("the object was replaced while it was read".to_owned(), FailureCause::Other),
         }
     }
 }
@@ -45,6 +48,16 @@ impl FetchError {
             FailureCause::Unreachable => Self::Unreachable(reason.into()),
             FailureCause::NoRoom => Self::NoRoom(reason.into()),
             FailureCause::Other => Self::Failed(reason.into()),
+        }
+    }
+}
+
+impl From<Refused> for FetchError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown => Self::Failed("nothing says where the bytes are".into()),
+            Refused::Gone => Self::Stale,
+            Refused::Failed(reason, cause) => Self::new(&reason, cause),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Fetch: brings missing bytes of a content here, once for all who wait, always of one version.
 //!
-//! Invariants: the first answer pins the version, every later request carries it; a range counts as present only after
-//! its bytes are in the file; a whole content counts as complete only after its hash was compared, where the index has one.
+//! Depends on `volume`, whose `fetch_state` decides who fetches what and whom the end of a transfer concerns. Invariants: the
+//! first answer pins the version, every later request carries it; a range counts as present only after its bytes are in the
+//! file; a whole content counts as complete only after its hash was compared, where the index has one.
 
 mod answers;
 mod failure;
@@ -20,26 +21,24 @@ use super::{Engine, FetchError};
 use crate::cache::rows::Version;
 use crate::datastore::names::is_rewritten_in_place;
 use crate::store::Body;
-use crate::volume::{FetchState, LiveContent, MustStore, Room};
+use crate::volume::{Claim, Claimed, LiveContent, MustStore, Room};
 use answers::expected_hash;
 use failure::{Failure, broken_off};
 use pieces::{LINGER, Piece};
 pub(super) use stream::Blocks;
 pub use stream::Served;
 
-/// Files up to this size are fetched whole and shown only when their hash fits.
-pub const SMALL: u64 = 4 << 20;
-/// Largest range of one request.
-const REQUEST_MAX: u64 = 8 << 20;
 /// Bytes that are worth hashing while others arrive.
 const HASH_STEP: u64 = 1 << 20;
 /// How often a body that breaks off without a new byte is asked for again.
 const BREAKS: u32 = 3;
+/// Whatever the size is.
+const ALL: Range<u64> = 0..u64::MAX;
 
 impl Engine {
     /// Whether a read of that range needs no request.
     pub fn is_here(live: &LiveContent, range: &Range<u64>) -> bool {
-        is_here(&live.state(), range)
+        live.state().is_here(range)
     }
 
     /// Waits until a range is here (clipped to the content's size).
@@ -47,19 +46,7 @@ impl Engine {
     /// # Errors
     /// When it cannot be had; the reason was noted.
     pub async fn ensure(self: &Arc<Self>, live: &Arc<LiveContent>, range: Range<u64>) -> Result<(), FetchError> {
-        let _use = self.volume.in_use(live);
-        self.check_reachable(live, &range)?;
-        let size = live.state().version.as_ref().map_or(u64::MAX, |v| v.entry.size);
-        let mut waiting = live.wait_for(range.start.min(size)..range.end.min(size));
-        let seen = live.state().failure.0;
-        loop {
-            if self.request(live, &range, seen, Urgency::Awaited)? {
-                return Ok(());
-            }
-            if self.read_in_contact(waiting.woken()).await?.is_err() {
-                return Err(FetchError::Failed("the fetch was abandoned".into()));
-            }
-        }
+        self.ensure_for(live, range, Urgency::Awaited).await
     }
 
     /// Waits until the whole content is here, to be written or pushed: `--cache-size` does not count.
@@ -73,139 +60,87 @@ impl Engine {
 
     /// Waits until the whole content is here.
     pub(super) async fn ensure_whole(self: &Arc<Self>, live: &Arc<LiveContent>) -> Result<(), FetchError> {
-        self.ensure_for(live, Urgency::Awaited).await
+        self.ensure_for(live, ALL, Urgency::Awaited).await
     }
 
     /// The same for a file that nobody has asked for yet.
     pub(super) async fn ensure_ahead(self: &Arc<Self>, live: &Arc<LiveContent>) -> Result<(), FetchError> {
-        self.ensure_for(live, Urgency::Ahead).await
+        self.ensure_for(live, ALL, Urgency::Ahead).await
     }
 
-    async fn ensure_for(self: &Arc<Self>, live: &Arc<LiveContent>, urgency: Urgency) -> Result<(), FetchError> {
+    async fn ensure_for(
+        self: &Arc<Self>,
+        live: &Arc<LiveContent>,
+        range: Range<u64>,
+        urgency: Urgency,
+    ) -> Result<(), FetchError> {
         let _use = self.volume.in_use(live);
-        if !live.is_complete() {
-            self.check_reachable(live, &(0..u64::MAX))?;
+        self.check_reachable(live, &range)?;
+        let waiting = live.fetch.wait_for(range);
+        while !self.begin(live, waiting.claim()?, urgency) {
+            self.read_in_contact(waiting.woken()).await?;
         }
-        let mut progress = live.watch();
-        let seen = live.state().failure.0;
-        loop {
-            let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
-            self.request(live, &(0..size), seen, urgency)?;
-            if live.is_complete() {
-                return Ok(());
-            }
-            if self.read_in_contact(progress.changed()).await?.is_err() {
-                return Err(FetchError::Failed("the fetch was abandoned".into()));
-            }
-        }
+        Ok(())
     }
 
     pub(super) fn check_reachable(&self, live: &LiveContent, range: &Range<u64>) -> Result<(), FetchError> {
+        if Self::is_here(live, range) {
+            return Ok(());
+        }
         match self.cut_off() {
-            Some(reason) if !is_here(&live.state(), range) => {
+            Some(reason) => {
                 self.note_read_error(&self.name_of(live), &reason);
                 Err(FetchError::Unreachable(reason.into()))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
     /// Starts what is missing of a range without waiting for it.
     pub fn fetch_ahead(self: &Arc<Self>, live: &Arc<LiveContent>, range: Range<u64>) {
-        let seen = live.state().failure.0;
-        // A failure here is noted by its task, and met again by the read that needs the bytes.
-        if let Err(error) = self.request(live, &range, seen, Urgency::Ahead) {
-            tracing::debug!(%error, "fetch ahead");
+        match live.fetch.claim(&range) {
+            Ok(claimed) => drop(self.begin(live, claimed, Urgency::Ahead)),
+            // Met again by the read that needs the bytes, as is what its task notes.
+            Err(refused) => tracing::debug!(?refused, "fetch ahead"),
         }
     }
 
-    /// `true` when the range is here; else makes sure that requests for its gaps are under way.
-    fn request(
-        self: &Arc<Self>,
-        live: &Arc<LiveContent>,
-        range: &Range<u64>,
-        seen: u64,
-        urgency: Urgency,
-    ) -> Result<bool, FetchError> {
-        if Self::is_here(live, range) {
-            return Ok(true);
-        }
-        let mut start = Vec::new();
-        {
-            let mut state = live.state();
-            let Some(version) = state.version.clone() else {
-                return Err(FetchError::Failed("nothing says where the bytes are".into()));
-            };
-            let size = version.entry.size;
-            if is_here(&state, range) {
-                return Ok(true);
-            }
-            let whole = shown_whole(&state, size);
-            let wanted = if whole { 0..size } else { range.start.min(size)..range.end.min(size) };
-            let gaps = state.present.gaps(&wanted);
-            if state.version_gone {
-                return Err(FetchError::Stale);
-            }
-            let mut parts: Vec<_> = gaps.into_iter().flat_map(|gap| not_in_flight(gap, &state.in_flight)).collect();
-            // Somebody else's failure is ours only if what we wait for is not under way any more.
-            if state.failure.0 > seen && (!parts.is_empty() || state.in_flight.is_empty()) {
-                let reason = state.failure.1.as_deref().unwrap_or("failed");
-                return Err(FetchError::new(reason, state.cause));
-            }
-            if state.in_flight.is_empty() && parts.is_empty() {
-                // All is here but not compared with the hash yet (an earlier process ended before it could), or the entry
-                // says that there is nothing and the object decides.
-                parts.push(0..0);
-            }
-            for gap in parts {
-                let first = version.fingerprint.is_none();
-                if first && state.pinning {
-                    break;
-                }
-                state.pinning |= first;
-                state.in_flight.push(gap.clone());
-                start.push(gap);
-            }
-        }
-        for gap in start {
+    /// Begins the transfers that were claimed; `true`: all is here.
+    fn begin(self: &Arc<Self>, live: &Arc<LiveContent>, claimed: Claimed, urgency: Urgency) -> bool {
+        let Claimed::Fetch(claims) = claimed else { return true };
+        for claim in claims {
             let (engine, live) = (Arc::clone(self), Arc::clone(live));
-            tokio::spawn(async move { engine.run(live, gap, urgency).await });
+            tokio::spawn(async move { engine.run(live, claim, urgency).await });
         }
-        Ok(false)
+        false
     }
 
-    async fn run(self: Arc<Self>, live: Arc<LiveContent>, range: Range<u64>, urgency: Urgency) {
+    async fn run(self: Arc<Self>, live: Arc<LiveContent>, claim: Claim, urgency: Urgency) {
+        let range = &claim.range;
         let result = match self.make_room(&live, range.end - range.start).await {
-            Ok(()) => self.fetch_resolving(&live, &range, urgency).await,
+            Ok(()) => self.fetch_resolving(&live, range, urgency).await,
             Err(failure) => Err(failure),
         };
-        let whole = {
-            let mut state = live.state();
-            state.pinning = false;
-            let size = state.version.as_ref().map_or(0, |v| v.entry.size);
-            let last = state.in_flight.iter().all(|r| *r == range);
-            result.is_ok() && !state.complete && state.present.contains(&(0..size)) && last
-        };
         let result = match result {
-            Ok(()) if whole => self.complete(&live).await,
-            Ok(()) => {
-                hash_on(&live);
-                Ok(())
-            }
+            Ok(()) => match live.fetch.brought(&claim) {
+                Some(round) => self.complete(&live, round).await,
+                None => {
+                    hash_on(&live);
+                    Ok(())
+                }
+            },
             failed => failed,
         };
-        live.state().in_flight.retain(|r| *r != range);
-        // Somebody who came meanwhile asks for what is missing by himself.
-        if let Err(failure) = result
-            && !matches!(failure, Failure::Abandoned)
-        {
-            let (reason, cause) = failure.into_reason();
-            self.note_failure(&live, &reason, cause);
-            let mut state = live.state();
-            state.failure = (state.failure.0 + 1, Some(reason.into()));
-            state.cause = cause;
-        }
-        live.announce();
+        let failure = match result {
+            // Somebody who came meanwhile asks for what is missing by himself.
+            Ok(()) | Err(Failure::Abandoned) => None,
+            Err(failure) => {
+                let (reason, cause) = failure.into_reason();
+                self.note_failure(&live, &reason, cause);
+                Some((reason.into(), cause))
+            }
+        };
+        live.fetch.landed(&claim, failure);
         self.volume.fetched(&live);
     }
 
@@ -252,6 +187,10 @@ impl Engine {
             let fetched = self.fetch_once(live, &version, todo.clone(), urgency).await;
             drop(place);
             let (reason, replaced) = match fetched {
+                Err(Failure::Forgotten) => {
+                    todo = range.clone();
+                    continue;
+                }
                 Err(Failure::Contradiction(reason)) => (reason, false),
                 Err(Failure::Replaced(reason)) => (reason, true),
                 Err(Failure::Broken(reason)) => {
@@ -294,8 +233,8 @@ impl Engine {
         if abandoned() {
             return Err(Failure::Abandoned);
         }
-        let (sent, mut body) = self.answer(live, version, range).await?;
-        let (mut piece, mut unhashed) = (Piece::at(live, sent.start), 0);
+        let (round, sent, mut body) = self.answer(live, version, range).await?;
+        let (mut piece, mut unhashed) = (Piece::at(live, sent.start, round), 0);
         loop {
             let next = match piece.is_empty() {
                 true => Ok(body.next().await),
@@ -330,23 +269,21 @@ impl Engine {
     }
 
     /// All ranges are here: compares the hash and declares the content complete.
-    async fn complete(&self, live: &Arc<LiveContent>) -> Result<(), Failure> {
+    async fn complete(&self, live: &Arc<LiveContent>, round: u64) -> Result<(), Failure> {
         if let Some(expected) = expected_hash(live) {
             let content = Arc::clone(live);
-            let (size, round) = {
-                let state = live.state();
-                (state.version.as_ref().map_or(0, |v| v.entry.size), state.round)
-            };
+            let size = live.state().version.as_ref().map_or(0, |v| v.entry.size);
             let hashed = move || content.hashed.finish(&content.file, size, round);
             let found = tokio::task::spawn_blocking(hashed).await.map_err(std::io::Error::other).flatten();
             let found = found.map_err(|error| Failure::Failed(format!("cannot read the cache: {error}")))?;
             let found = hex(&found);
-            if !found.eq_ignore_ascii_case(&expected) {
+            // Of bytes that were forgotten meanwhile the hash says nothing.
+            if !found.eq_ignore_ascii_case(&expected) && live.state().round == round {
                 return Err(self.wrong_hash(live, &found, &expected).await);
             }
         }
         crate::fail_point!("fetch.before_complete");
-        self.volume.fetch_completed(live);
+        self.volume.fetch_completed(live, round);
         crate::fail_point!("fetch.after_complete");
         Ok(())
     }
@@ -390,33 +327,4 @@ async fn hash_of(body: Body) -> Result<String, Failure> {
 pub fn may_change_unnoticed(live: &LiveContent) -> bool {
     let state = live.state();
     state.complete && state.version.as_ref().is_some_and(|v| is_rewritten_in_place(&v.key))
-}
-
-/// Whether nobody sees a byte before all are here and compared with the hash.
-pub(super) fn shown_whole(state: &FetchState, size: u64) -> bool {
-    size <= SMALL || state.verify_first
-}
-
-fn is_here(state: &FetchState, range: &Range<u64>) -> bool {
-    let Some(size) = state.version.as_ref().map(|v| v.entry.size) else { return state.complete };
-    let wanted = range.start.min(size)..range.end.min(size);
-    // The read that would make the file whole waits until the hash was compared.
-    let part = || state.present.contains(&wanted) && !state.present.contains(&(0..size));
-    state.complete || (!shown_whole(state, size) && part())
-}
-
-/// The parts of a gap that no request is under way for, cut to the size of one request.
-fn not_in_flight(gap: Range<u64>, in_flight: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut busy = crate::cache::RangeSet::default();
-    in_flight.iter().for_each(|r| busy.insert(r.clone()));
-    let mut parts = Vec::new();
-    for free in busy.gaps(&gap) {
-        let mut at = free.start;
-        while at < free.end {
-            let end = free.end.min(at + REQUEST_MAX);
-            parts.push(at..end);
-            at = end;
-        }
-    }
-    parts
 }

@@ -23,14 +23,15 @@ pub(super) const LINGER: Duration = Duration::from_millis(5);
 /// Bytes that have come and are not written yet.
 pub(super) struct Piece<'a> {
     live: &'a LiveContent,
+    round: u64,
     range: Range<u64>,
     chunks: Vec<Bytes>,
 }
 
 impl<'a> Piece<'a> {
-    /// Of a body that begins at an offset of the content.
-    pub fn at(live: &'a LiveContent, start: u64) -> Self {
-        Self { live, range: start..start, chunks: Vec::new() }
+    /// Of a body that begins at an offset of the content, and belongs to a round.
+    pub fn at(live: &'a LiveContent, start: u64, round: u64) -> Self {
+        Self { live, round, range: start..start, chunks: Vec::new() }
     }
 
     /// Whether nothing waits to be written.
@@ -49,13 +50,13 @@ impl<'a> Piece<'a> {
         self.chunks.push(chunk);
         self.range.end - self.range.start >= PIECE
             || self.chunks.len() >= MOST_CHUNKS
-            || self.live.ends_a_wait(&self.range)
+            || self.live.fetch.ends_a_wait(&self.range)
     }
 
     /// Writes what has come, and wakes those who have all of theirs. Returns how many bytes that were.
     ///
     /// # Errors
-    /// Disk errors; then none of them count as present.
+    /// Disk errors, and when the round was forgotten; then none of them count as present.
     pub fn write(&mut self) -> Result<u64, Failure> {
         let bytes = self.range.end - self.range.start;
         if bytes == 0 {
@@ -66,7 +67,9 @@ impl<'a> Piece<'a> {
             if crate::cache::is_no_space(&error) { Failure::NoRoom(reason) } else { Failure::Failed(reason) }
         })?;
         self.chunks.clear();
-        self.live.arrived(self.range.clone());
+        if !self.live.fetch.arrived(self.range.clone(), self.round) {
+            return Err(Failure::Forgotten);
+        }
         self.range.start = self.range.end;
         Ok(bytes)
     }

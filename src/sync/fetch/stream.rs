@@ -14,13 +14,13 @@ use lru::LruCache;
 
 use super::answers::expected_hash;
 use super::failure::{Failure, broken_off};
-use super::{BREAKS, SMALL, hash_of};
+use super::{BREAKS, hash_of};
 use crate::cache::ContentId;
 use crate::cache::rows::Version;
 use crate::store::Body;
 use crate::sync::pace::Urgency;
 use crate::sync::{Engine, FetchError};
-use crate::volume::LiveContent;
+use crate::volume::{LiveContent, SMALL};
 
 /// What is read of a large file at a time.
 const BLOCK: u64 = 2 << 20;
@@ -212,7 +212,7 @@ impl Engine {
 
     async fn block_once(&self, live: &LiveContent, version: &Version, place: Range<u64>) -> Result<Bytes, Failure> {
         let _place = self.download(Urgency::Awaited).await?;
-        let (sent, mut body) = self.answer(live, version, place.clone()).await?;
+        let (_, sent, mut body) = self.answer(live, version, place.clone()).await?;
         let mut block = BytesMut::with_capacity(usize::try_from(sent.end - sent.start).unwrap_or(0));
         while let Some(chunk) = body.next().await {
             block.extend_from_slice(&chunk.map_err(Failure::in_body)?);

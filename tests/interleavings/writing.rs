@@ -1,20 +1,12 @@
 //! Promise: in whatever order writers and a push meet, only bytes of one moment are pushed, and a content that counts as clean
-//! has the bytes that were pushed last. Every order of the steps of `src/volume/writes.rs` is run through.
+//! has the bytes that were pushed last.
 
 use std::sync::Arc;
 
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread;
 
-mod atomics {
-    pub use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-}
-
-#[allow(dead_code)]
-#[path = "../src/volume/writes.rs"]
-mod writes;
-
-use writes::Writes;
+use crate::writes::Writes;
 
 /// A content of two halves, which a write changes one after the other.
 #[derive(Default)]

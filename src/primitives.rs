@@ -1,0 +1,8 @@
+//! What meets threads in the files that `tests/interleavings` compiles with other primitives, which run through the orders in
+//! which threads can meet: `bell`, `volume::writes`, `volume::fetch_state`.
+//!
+//! Those files name no other primitive of the standard library or of tokio than these, `Arc` and `Waker` apart.
+
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+pub(crate) use crate::lock_order::{Mutex, MutexGuard, Place};
