@@ -1,16 +1,23 @@
-//! Promise: in whatever order threads and tasks meet, a push carries bytes of one moment, and a fetch loses no reader and
-//! no failure. The files of the program that decide so are compiled here with
+//! Promise: in whatever order threads and tasks meet, a push carries bytes of one moment, a fetch loses no reader and no failure,
+//! and a flush covers what was changed before it. The files of the program that decide so are compiled here with
 //! primitives which run through the orders, all of them or many by chance; a wait without an end is found as a deadlock.
 
 #![allow(dead_code)]
 
 mod fetching;
+mod pushing;
 mod writing;
 
 #[path = "../../src/bell.rs"]
 mod bell;
 #[path = "../../src/volume/fetch_state.rs"]
 mod fetch_state;
+#[path = "../../src/sync/push/flights.rs"]
+mod flights;
+#[path = "../../src/sync/push/left.rs"]
+mod left;
+#[path = "../../src/sync/push/order.rs"]
+mod order;
 #[path = "../../src/volume/writes.rs"]
 mod writes;
 
@@ -20,6 +27,7 @@ use swamp_mount::{cache, store};
 mod primitives {
     use std::sync::PoisonError;
 
+    pub use shuttle::future::spawn;
     pub use shuttle::sync::MutexGuard;
     pub use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

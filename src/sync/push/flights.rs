@@ -1,39 +1,49 @@
 //! Transfers that are under way. One that is slow outlasts the round that began it; a later round takes its result.
 //!
-//! Depends on `order` only. Invariants: there is one transfer at a time for a path; what it writes or copies from is neither
+//! Depends on `order`, `bell` and `primitives` only, so that `tests/interleavings` can run through the orders in which rounds and
+//! transfers meet. Invariants: there is one transfer at a time for a path; what it writes or copies from is neither
 //! written nor deleted by anything else until its result was taken; a result is there before anybody is told of it.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Weak};
 
 use futures_util::FutureExt;
-use tokio::sync::watch;
 
 use super::order::Job;
+use crate::bell::Bell;
+use crate::primitives::{Mutex, Place, spawn};
 
-/// Tells how many transfers have ended so far.
-pub(super) type Landings = watch::Receiver<u64>;
+/// Tells of every transfer that ends.
+#[derive(Debug)]
+pub(super) struct Landings(Arc<Bell>);
+
+impl Landings {
+    /// Returns when one or more have ended since the last return.
+    pub async fn next(&self) {
+        self.0.heard().await;
+    }
+}
 
 /// Transfers with results of type `R`; one whose task panicked has none.
 #[derive(Debug)]
 pub(super) struct Flights<R> {
     under_way: HashMap<String, Job>,
-    landed: Arc<Landed<R>>,
+    landed: Arc<Mutex<Landed<R>>>,
 }
 
 /// What ended and was not taken yet.
 #[derive(Debug)]
 struct Landed<R> {
-    results: Mutex<Vec<(String, Option<R>)>>,
-    count: watch::Sender<u64>,
+    results: Vec<(String, Option<R>)>,
+    told: Vec<Weak<Bell>>,
 }
 
 impl<R> Default for Flights<R> {
     fn default() -> Self {
-        let landed = Landed { results: Mutex::default(), count: watch::Sender::default() };
-        Self { under_way: HashMap::new(), landed: Arc::new(landed) }
+        let landed = Landed { results: Vec::new(), told: Vec::new() };
+        Self { under_way: HashMap::new(), landed: Arc::new(Mutex::new(Place::Leaf, landed)) }
     }
 }
 
@@ -65,7 +75,11 @@ impl<R: Send + 'static> Flights<R> {
 
     /// Notices every transfer that ends after this call.
     pub fn landings(&self) -> Landings {
-        self.landed.count.subscribe()
+        let bell = Arc::default();
+        let mut landed = self.landed.lock();
+        landed.told.retain(|told| told.strong_count() > 0);
+        landed.told.push(Arc::downgrade(&bell));
+        Landings(bell)
     }
 
     /// Begins the transfer of a path that has none. It goes on by itself.
@@ -73,66 +87,28 @@ impl<R: Send + 'static> Flights<R> {
         debug_assert!(!self.has(&path), "one transfer at a time for {path}");
         self.under_way.insert(path.clone(), job);
         let landed = Arc::clone(&self.landed);
-        tokio::spawn(async move {
+        spawn(async move {
             let result = AssertUnwindSafe(transfer).catch_unwind().await.ok();
-            landed.results.lock().unwrap_or_else(PoisonError::into_inner).push((path, result));
-            landed.count.send_modify(|count| *count += 1);
+            let told: Vec<_> = {
+                let mut landed = landed.lock();
+                landed.results.push((path, result));
+                landed.told.iter().filter_map(Weak::upgrade).collect()
+            };
+            told.iter().for_each(|bell| bell.ring());
         });
     }
 
     /// Whether some ended whose results nobody took yet.
     pub fn any_landed(&self) -> bool {
-        !self.landed.results.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.landed.lock().results.is_empty()
     }
 
     /// Takes the results of those that ended.
     pub fn take_landed(&mut self) -> Vec<(String, Option<R>)> {
-        let results = std::mem::take(&mut *self.landed.results.lock().unwrap_or_else(PoisonError::into_inner));
+        let results = std::mem::take(&mut self.landed.lock().results);
         for (path, _) in &results {
             self.under_way.remove(path);
         }
         results
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn job(writes: &str) -> Job {
-        Job { writes: Some(writes.to_owned()), copies_from: Some(format!("{writes}-before")) }
-    }
-
-    #[tokio::test]
-    async fn a_result_is_never_announced_before_it_can_be_taken() {
-        for _ in 0..200 {
-            let mut flights: Flights<u32> = Flights::default();
-            let mut landings = flights.landings();
-            flights.begin("a".to_owned(), job("a"), async { 7 });
-            landings.changed().await.unwrap();
-            assert_eq!(flights.take_landed(), [("a".to_owned(), Some(7))]);
-            assert!(flights.is_empty());
-        }
-    }
-
-    #[tokio::test]
-    async fn keys_are_held_until_the_result_is_taken() {
-        let mut flights: Flights<u32> = Flights::default();
-        let mut landings = flights.landings();
-        flights.begin("a".to_owned(), job("a"), async { 7 });
-        landings.changed().await.unwrap();
-        assert_eq!(flights.keys(), ["a".to_owned(), "a-before".to_owned()].into());
-        assert!(flights.has("a"));
-        flights.take_landed();
-        assert_eq!((flights.keys().len(), flights.len()), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn a_transfer_that_panics_ends_too() {
-        let mut flights: Flights<u32> = Flights::default();
-        let mut landings = flights.landings();
-        flights.begin("a".to_owned(), job("a"), async { panic!("on purpose") });
-        landings.changed().await.unwrap();
-        assert_eq!(flights.take_landed(), [("a".to_owned(), None)]);
     }
 }

@@ -7,6 +7,9 @@
 mod copies;
 mod deletions;
 mod flights;
+#[cfg(test)]
+mod flights_tests;
+mod left;
 mod looks;
 mod order;
 mod transfer;
@@ -24,7 +27,8 @@ use crate::cache::rows::Version;
 use crate::datastore::lock::LockOptions;
 use crate::datastore::{HeldLock, RelPath, Writer, now_nanos};
 use crate::volume::{NewBase, Outcome, PlannedRow, PushPlan, PushSelection, Settled};
-use flights::{Flights, Landings};
+use flights::Flights;
+use left::{Left, Then};
 use looks::Looks;
 use transfer::{Flown, Transferred, Verdict};
 
@@ -54,18 +58,6 @@ impl PushState {
     }
 }
 
-/// What one round did not finish.
-#[derive(Debug, Default)]
-struct Left {
-    /// To be done again at once: files written meanwhile, conflicts that got a new name.
-    again: usize,
-    reasons: Vec<String>,
-    /// Changes had to wait for a transfer of an earlier round, which has ended now.
-    held_back: bool,
-    /// Tells when one of the transfers that are still under way ends.
-    under_way: Option<Landings>,
-}
-
 /// What became of the rows of one round, and the index that says so.
 struct Committed {
     new: Option<NewBase>,
@@ -80,44 +72,38 @@ impl Committed {
     }
 }
 
-/// Waits for the end of a transfer. The sender lives as long as the engine.
-async fn landed(landings: &mut Landings) {
-    if landings.changed().await.is_err() {
-        tracing::debug!("nobody transfers any more");
-    }
-}
-
 impl Engine {
     /// Pushes until everything that was changed before the call is in the bucket.
     pub(super) async fn push_everything(self: &Arc<Self>) -> Result<(), Vec<String>> {
         let mut again = 0;
         loop {
             let mut left = self.round(Some(PushSelection::Everything)).await?;
-            if !left.reasons.is_empty() {
-                // What failed is not tried again here, but what has not failed yet is not given up for it.
-                while let Some(landings) = &mut left.under_way {
-                    landed(landings).await;
-                    let rest = self.round(None).await?;
-                    left.reasons.extend(rest.reasons);
-                    left.under_way = rest.under_way;
+            match left.then() {
+                Then::Fail => {
+                    // What failed is not tried again here, but what has not failed yet is not given up for it.
+                    while let Some(landings) = &left.under_way {
+                        landings.next().await;
+                        let rest = self.round(None).await?;
+                        left.reasons.extend(rest.reasons);
+                        left.under_way = rest.under_way;
+                    }
+                    return Err(left.reasons);
                 }
-                return Err(left.reasons);
-            }
-            if left.again > 0 {
-                again += 1;
-                if again == ROUNDS {
-                    break;
+                Then::Again => {
+                    again += 1;
+                    if again == ROUNDS {
+                        break;
+                    }
+                    if again > 1 {
+                        tokio::time::sleep(Duration::from_millis(200) * again).await;
+                    }
                 }
-                if again > 1 {
-                    tokio::time::sleep(Duration::from_millis(200) * again).await;
+                Then::Round => {}
+                Then::Wait(landings) => landings.next().await,
+                Then::Done => {
+                    self.journal().last_flush = Some(now_nanos());
+                    return Ok(());
                 }
-            } else if left.held_back {
-                // Every such round ends a transfer.
-            } else if let Some(landings) = &mut left.under_way {
-                landed(landings).await;
-            } else {
-                self.journal().last_flush = Some(now_nanos());
-                return Ok(());
             }
         }
         Err(vec!["files keep changing while they are uploaded; close them, or flush again".to_owned()])

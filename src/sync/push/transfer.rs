@@ -13,11 +13,12 @@ use tokio::time::timeout;
 use super::super::base::BaseVersion;
 use super::super::merge::{Change, Row, Uploaded};
 use super::super::{Engine, FetchError, SyncError};
+use super::PushState;
 use super::flights::Flights;
+use super::left::Left;
 use super::looks::Look;
 use super::order::{Job, Next, next};
 use super::uploads::fields_entry;
-use super::{Left, PushState};
 use crate::cache::rows::Version;
 use crate::datastore::Entry;
 use crate::store::{Fingerprint, StoreError};
@@ -205,7 +206,7 @@ impl Engine {
         let running: HashSet<usize> = ready.iter().copied().collect();
         wave.waiting.retain(|i| !running.contains(i));
         let mut queue = ready.into_iter().peekable();
-        let mut landings = flights.landings();
+        let landings = flights.landings();
         let mut here = 0;
         loop {
             // Slow ones of earlier rounds leave room for others, but not without end.
@@ -222,7 +223,7 @@ impl Engine {
             if here == 0 && queue.peek().is_none() {
                 return true;
             }
-            if timeout(patience, landings.changed()).await.is_err() {
+            if timeout(patience, landings.next()).await.is_err() {
                 wave.waiting.extend(queue);
                 return false;
             }
