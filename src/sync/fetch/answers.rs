@@ -45,7 +45,7 @@ impl Engine {
             )));
         }
         let Some(round) = live.fetch.answered(info.fingerprint) else {
-            return Err(Failure::Replaced(format!("the object {:?} was replaced while it was read", version.key)));
+            return Err(Failure::replaced(version));
         };
         Ok((round, sent, body))
     }

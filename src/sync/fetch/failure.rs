@@ -27,6 +27,11 @@ pub(in crate::sync) enum Failure {
 }
 
 impl Failure {
+    /// Bytes of another version than the pinned one came.
+    pub fn replaced(version: &Version) -> Self {
+        Self::Replaced(format!("the object {:?} was replaced while it was read", version.key))
+    }
+
     /// In words, and the kind that callers act on.
     pub fn into_reason(self) -> (String, FailureCause) {
         match self {

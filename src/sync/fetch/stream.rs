@@ -159,9 +159,7 @@ impl Engine {
         match self.read_in_contact(self.block_resolving(live, place.clone())).await? {
             Ok(block) => {
                 let first = !std::mem::replace(&mut live.state().streamed, true);
-                if first {
-                    tracing::info!(path = self.name_of(live), "no room in the cache: it is read without being kept");
-                }
+                self.note_streamed(live, first);
                 self.blocks.put(live.id, place.start, block.clone());
                 Ok(block)
             }
@@ -210,9 +208,15 @@ impl Engine {
         }
     }
 
+    fn note_streamed(&self, live: &LiveContent, first: bool) {
+        if first {
+            tracing::info!(path = self.name_of(live), "no room in the cache: it is read without being kept");
+        }
+    }
+
     async fn block_once(&self, live: &LiveContent, version: &Version, place: Range<u64>) -> Result<Bytes, Failure> {
         let _place = self.download(Urgency::Awaited).await?;
-        let (_, sent, mut body) = self.answer(live, version, place.clone()).await?;
+        let (round, sent, mut body) = self.answer(live, version, place.clone()).await?;
         let mut block = BytesMut::with_capacity(usize::try_from(sent.end - sent.start).unwrap_or(0));
         while let Some(chunk) = body.next().await {
             block.extend_from_slice(&chunk.map_err(Failure::in_body)?);
@@ -221,6 +225,15 @@ impl Engine {
         if end < sent.end {
             return Err(Failure::Broken(broken_off(version, end, sent.end)));
         }
+        let first = {
+            let mut state = live.state();
+            if state.round != round {
+                return Err(Failure::replaced(version));
+            }
+            // Within the same lock: from here on no other version may be pinned. One block of a small file is all of it.
+            version.entry.size > SMALL && !std::mem::replace(&mut state.streamed, true)
+        };
+        self.note_streamed(live, first);
         Ok(block.freeze())
     }
 
