@@ -362,7 +362,8 @@ impl View {
         for path in shown.iter().filter(|path| !known.contains(path)) {
             if let Some(row) = self.rows.get(path) {
                 // A removal that gave way, or needs none.
-                let seen = row.as_seen(self.base.get(path)) && row.replaces.is_some();
+                let current = self.base.get(path);
+                let seen = row.as_seen(current) && row.replaces.is_some() && !row.may_be_theirs(current);
                 if !row.tried || seen && !step.is_torn(path) || !self.base.contains_key(path) {
                     return Err(format!("{path} came back: {row:?}"));
                 }
