@@ -351,8 +351,10 @@ impl Play {
         let shown = host.names()?;
         let conflicts = view.pushed(&Pushed { before, objects, after: &after, done })?;
         self.tally.conflicts += conflicts.len() as u64;
+        view.agree(&shown, &after, &objects_after).map_err(|error| format!("machine {at}: {error}"))?;
+        // Only now: ours may have gone aside, and waits under its new name.
         view.settle(&host.pending());
-        view.agree(&shown, &after, &objects_after).map_err(|error| format!("machine {at}: {error}"))
+        Ok(())
     }
 
     fn killed_flush(&mut self, at: usize, after: u8, effect: bool) -> Outcome<()> {
