@@ -353,7 +353,7 @@ impl Play {
         self.tally.conflicts += conflicts.len() as u64;
         view.agree(&shown, &after, &objects_after).map_err(|error| format!("machine {at}: {error}"))?;
         // Only now: ours may have gone aside, and waits under its new name.
-        view.settle(&host.pending());
+        view.settle(&host.pending(), &after, &objects_after);
         Ok(())
     }
 

@@ -325,10 +325,14 @@ impl View {
         Ok(conflicts)
     }
 
-    /// Takes the machine's word for what it has pushed, where the index had it: only these wait for the next push.
-    pub fn settle(&mut self, pending: &[String]) {
+    /// Takes the machine's word for what it has pushed, where the index had it, and for renames that it dropped, where the
+    /// bytes are lost: only these wait for the next push.
+    pub fn settle(&mut self, pending: &[String], bucket: &Bucket, objects: &Objects) {
+        let step = Step { before: bucket, objects, after: bucket, done: false };
         let waits = |path: &String, row: &Row| {
-            pending.contains(path) || !row.mine.as_ref().is_some_and(|mine| row.left.contains(mine))
+            let left = row.mine.as_ref().is_some_and(|mine| row.left.contains(mine));
+            let lost = row.tried && row.origin.as_ref().is_some_and(|origin| step.is_lost(origin));
+            pending.contains(path) || !(left || lost)
         };
         self.rows.retain(|path, row| waits(path, row));
     }
