@@ -115,6 +115,20 @@ const CASES: &[Case] = &[
         told: Some(true),
     },
     Case {
+        what: "edit against the same bytes written again",
+        a: |m| write(m, "f.txt", "edited"),
+        b: |m| write(m, "f.txt", "f"),
+        end: &[("f.txt", "edited"), ("g", "g")],
+        told: None,
+    },
+    Case {
+        what: "edit against a change of attributes only",
+        a: |m| write(m, "f.txt", "edited"),
+        b: |m| fs::set_permissions(m.path("f.txt"), fs::Permissions::from_mode(0o755)).expect("changed"),
+        end: &[("f.txt", "edited"), ("g", "g")],
+        told: Some(true),
+    },
+    Case {
         what: "both delete",
         a: |m| remove(m, "f.txt"),
         b: |m| remove(m, "f.txt"),
