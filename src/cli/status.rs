@@ -142,6 +142,7 @@ fn describe_limit(engine: &Status) -> String {
 fn describe(status: &MountStatus) -> String {
     let engine = &status.engine;
     let phase = match status.phase {
+        Phase::Mounting => "being mounted",
         Phase::Mounted => "mounted",
         Phase::Unmounting => "flushing, then unmounting",
         Phase::Flushing => "unmounted, pushing the rest",

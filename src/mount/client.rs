@@ -51,6 +51,9 @@ pub fn describe_holder(root: &Path, holder: Option<&Holder>) -> String {
             "{} is already mounted at {mountpoint}, by {who}; use it there, or end it with `swamp-mount unmount {mountpoint}`",
             holder.source
         ),
+        (Ok(status), Some(mountpoint)) if status.phase == Phase::Mounting => {
+            format!("{} is being mounted at {mountpoint}, by {who}; try again in a moment", holder.source)
+        }
         (Ok(status), Some(mountpoint)) => format!(
             "{who} is still pushing what was written to {} at {mountpoint}: {} left; try again when it is done (`swamp-mount status` shows how far it is)",
             holder.source,

@@ -81,6 +81,8 @@ pub enum Response {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
+    /// Known, but not to be used yet: the mount has not answered its own process.
+    Mounting,
     /// Mounted and at work.
     Mounted,
     /// Asked to end: flushing before the unmount.

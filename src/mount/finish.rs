@@ -117,7 +117,7 @@ impl Running {
         history: &History,
     ) -> Result<Self, MountError> {
         let (sender, requests) = mpsc::unbounded_channel();
-        let phase = if mountpoint.is_some() { Phase::Mounted } else { Phase::Flushing };
+        let phase = if mountpoint.is_some() { Phase::Mounting } else { Phase::Flushing };
         let about = MountStatus {
             mountpoint: mountpoint.map(|path| path.display().to_string()),
             phase,

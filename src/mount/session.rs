@@ -117,6 +117,7 @@ async fn serve(config: &MountConfig, reporter: &mut Reporter, mut link: Option<&
         }
     };
     engine.spawn_background();
+    running.desk.set_phase(Phase::Mounted);
     let mut mounted = Mounted { running, kernel, path };
     let ready = chdir_to_root().and_then(|()| reporter.ready(&log_path(config))).and_then(|()| match link {
         Some(link) => link.ready(config).map_err(MountError::system("tell the supervisor")),

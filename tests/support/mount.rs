@@ -277,7 +277,7 @@ impl Machine<'_> {
             // A dead mount from before is not the new one, and mount ids are used again.
             let output = self.run(&["status", path_str(&path), "--json"]);
             let status: Value = serde_json::from_slice(&output.stdout).ok()?;
-            let answers = status["pid"] == child.id() && is_mounted(&path) && std::fs::metadata(&path).is_ok();
+            let answers = status["pid"] == child.id() && status["phase"] == "mounted";
             answers.then_some(None)
         });
         ended.map_or(Ok(mount), Err)
@@ -410,7 +410,10 @@ impl Mount<'_> {
 
     /// Waits until the worker after so many crashes answers.
     pub fn restarted(&self, times: u64) {
-        eventually("the next worker", || (self.try_status()?["restarts"] == times).then_some(()));
+        eventually("the next worker", || {
+            let status = self.try_status()?;
+            (status["restarts"] == times && status["phase"] == "mounted").then_some(())
+        });
     }
 
     /// The daemon's process id.
