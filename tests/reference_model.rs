@@ -6,40 +6,36 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use support::play::play;
-use support::steps::{Plan, Step, Tally, sequence};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-/// Leaves out of a failing sequence what it does not need.
-fn shrunk(mut steps: Vec<Step>, plan: &Plan) -> (Vec<Step>, String) {
-    let mut error = play(&steps, plan).err().unwrap_or_else(|| "it fails only sometimes".to_owned());
-    let began = Instant::now();
-    let mut size = steps.len() / 2;
-    while size > 0 && began.elapsed() < Duration::from_secs(60) {
-        let mut at = 0;
-        while at < steps.len() {
-            let mut fewer = steps.clone();
-            fewer.drain(at..(at + size).min(steps.len()));
-            match play(&fewer, plan) {
-                Err(found) => (steps, error) = (fewer, found),
-                Ok(_) => at += size,
-            }
-        }
-        size /= 2;
-    }
-    (steps, error)
-}
+use support::play::play;
+use support::steps::{Plan, Tally, sequences};
 
 /// Plays one seed; a failure ends the test.
 fn one(seed: u64, plan: &Plan) -> Tally {
-    let steps = sequence(seed, plan);
-    play(&steps, plan).unwrap_or_else(|error| {
-        eprintln!("seed {seed}, {plan:?}: {error}");
-        let (short, error) = shrunk(steps, plan);
-        let lines: Vec<String> = short.iter().map(|step| format!("  {step:?}")).collect();
-        panic!("seed {seed}, {plan:?}: {error}\nthe shortest sequence that fails:\n{}", lines.join("\n"));
-    })
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config { cases: 1, failure_persistence: None, max_shrink_time: 60_000, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let tally = Cell::new(Tally::default());
+    let played = runner.run(&sequences(plan), |steps| match play(&steps, plan) {
+        Ok(of_it) => Ok(tally.set(of_it)),
+        Err(error) => {
+            eprintln!("seed {seed}, {} steps: {error}", steps.len());
+            Err(TestCaseError::fail(error))
+        }
+    });
+    match played {
+        Ok(()) => tally.get(),
+        Err(TestError::Fail(error, steps)) => {
+            let lines: Vec<String> = steps.iter().map(|step| format!("  {step:?}")).collect();
+            panic!("seed {seed}, {plan:?}: {error}\nthe shortest sequence that fails:\n{}", lines.join("\n"))
+        }
+        Err(error) => panic!("seed {seed}, {plan:?}: {error}"),
+    }
 }
 
 /// The seed to begin with.
@@ -47,8 +43,8 @@ fn first_seed(default: u64) -> u64 {
     std::env::var("SWAMP_TEST_SEED").map_or(default, |text| text.parse().expect("a number"))
 }
 
-const ALONE: Plan = Plan { machines: 1, foreign: false, sharded: false, steps: 40 };
-const SHARED: Plan = Plan { machines: 2, foreign: true, sharded: false, steps: 50 };
+const ALONE: Plan = Plan { machines: 1, foreign: false, sharded: false, mounted: false, steps: 40 };
+const SHARED: Plan = Plan { machines: 2, foreign: true, sharded: false, mounted: false, steps: 50 };
 
 fn bounded(plan: &Plan, seed: u64, cases: u64) {
     let mut tally = Tally::default();
@@ -75,6 +71,13 @@ fn machines_and_other_writers_agree_with_the_model() {
     bounded(&Plan { sharded: true, ..SHARED }, 1000, 10);
 }
 
+/// The same with system calls on kernel mounts, whose caches have to hear of whatever a machine has learnt.
+#[test]
+fn mounts_agree_with_the_model() {
+    bounded(&Plan { mounted: true, ..ALONE }, 2000, 5);
+    bounded(&Plan { mounted: true, sharded: true, ..SHARED }, 3000, 8);
+}
+
 /// For scripts/soak: SWAMP_SOAK_SECONDS of fresh seeds from SWAMP_TEST_SEED on; tells what happened as it goes.
 #[test]
 #[ignore = "scripts/soak runs it"]
@@ -84,7 +87,7 @@ fn soak() {
         (Instant::now(), Tally::default(), first_seed(fastrand::u64(..1 << 40)), 0);
     while began.elapsed() < Duration::from_secs(seconds) {
         let plan = if seed % 3 == 0 { ALONE } else { SHARED };
-        tally.add(&one(seed, &Plan { sharded: seed % 2 == 1, ..plan }));
+        tally.add(&one(seed, &Plan { sharded: seed % 2 == 1, mounted: seed % 5 < 2, ..plan }));
         seed += 1;
         if began.elapsed().as_secs() / 30 > told {
             told = began.elapsed().as_secs() / 30;

@@ -1,10 +1,10 @@
-//! A machine without a kernel: the engine of a mount, driven by path in this process. Thousands of cases take seconds, and a
-//! crash is the end of its runtime: every task stops where it waits, and only what is on disk stays.
+//! A machine: the engine of a mount, driven by path in this process, without a kernel or through a mount of it. Thousands of
+//! cases take minutes, and a crash is the end of its runtime: every task stops where it waits, and only what is on disk stays.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swamp_mount::cache::rows::Kind;
 use swamp_mount::datastore::Datastore;
@@ -16,11 +16,12 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::model::Files;
+use super::mounted::Mounted;
 
 /// Why something did not work, in words.
 pub type Outcome<T> = Result<T, String>;
 
-fn words(error: impl std::fmt::Display) -> String {
+pub fn words(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -30,6 +31,9 @@ pub struct Host {
     home: TempDir,
     store: Arc<dyn ObjectStore>,
     running: Option<(Runtime, Arc<Engine>)>,
+    /// Whether it gets a mount when it starts.
+    mounts: bool,
+    mounted: Option<Mounted>,
 }
 
 impl Host {
@@ -37,7 +41,14 @@ impl Host {
     pub fn new(name: &str, store: Arc<dyn ObjectStore>) -> Self {
         // In memory where that is possible: what is proved here is not the disk.
         let home = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        Self { name: name.to_owned(), home, store, running: None }
+        Self { name: name.to_owned(), home, store, running: None, mounts: false, mounted: None }
+    }
+
+    /// The same with a kernel mount, through which its files are touched.
+    pub fn with_mount(name: &str, store: Arc<dyn ObjectStore>) -> Self {
+        let mut host = Self::new(name, store);
+        host.mounts = true;
+        host
     }
 
     fn options(&self) -> EngineOptions {
@@ -66,7 +77,8 @@ impl Host {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let engine =
             runtime.block_on(Engine::start(self.options(), Datastore::new(self.store.clone()))).map_err(words)?;
-        self.running = Some((runtime, engine));
+        let (runtime, engine) = self.running.insert((runtime, engine));
+        self.mounted = if self.mounts { Some(Mounted::new(engine, runtime)?) } else { None };
         Ok(())
     }
 
@@ -80,6 +92,7 @@ impl Host {
         if let Some((runtime, engine)) = self.running.take() {
             // Tasks first, or one of them might go on while the rest is taken apart.
             runtime.shutdown_timeout(Duration::from_secs(10));
+            self.mounted.take().map(Mounted::end);
             assert_eq!(Arc::strong_count(&engine), 1, "something of the dead process goes on");
         }
     }
@@ -188,6 +201,9 @@ impl Host {
 
     /// Replaces the content of a file, or makes it.
     pub fn write(&self, path: &str, bytes: &[u8]) -> Outcome<()> {
+        if let Some(mounted) = &self.mounted {
+            return mounted.write(path, bytes);
+        }
         let (parent, name) = self.place(path)?;
         let (_, _, volume) = self.parts()?;
         let handle = match volume.lookup(parent, name) {
@@ -200,6 +216,9 @@ impl Host {
 
     /// Adds to the end of a file, which is fetched first.
     pub fn append(&self, path: &str, bytes: &[u8]) -> Outcome<()> {
+        if let Some(mounted) = &self.mounted {
+            return mounted.append(path, bytes);
+        }
         let handle = self.open(self.find(path)?, OpenRequest { writable: true, truncate: false })?;
         let size = handle.live.stat().map_err(words)?.0;
         self.write_at(&handle, bytes, size)
@@ -207,6 +226,9 @@ impl Host {
 
     /// Cuts a file, or makes it longer.
     pub fn truncate(&self, path: &str, size: u64) -> Outcome<()> {
+        if let Some(mounted) = &self.mounted {
+            return mounted.truncate(path, size);
+        }
         let ino = self.find(path)?;
         let (runtime, engine, volume) = self.parts()?;
         for _ in 0..2 {
@@ -219,17 +241,36 @@ impl Host {
     }
 
     pub fn remove(&self, path: &str) -> Outcome<()> {
+        if let Some(mounted) = &self.mounted {
+            return mounted.remove(path);
+        }
         let (parent, name) = self.place(path)?;
         self.parts()?.2.unlink(parent, name).map_err(words)
     }
 
     pub fn rename(&self, from: &str, to: &str, mode: RenameMode) -> Outcome<()> {
+        if let Some(mounted) = &self.mounted {
+            return mounted.rename(from, to, mode);
+        }
         let ((parent, name), (new_parent, new_name)) = (self.place(from)?, self.place(to)?);
         self.parts()?.2.rename(parent, name, new_parent, new_name, mode).map(drop).map_err(words)
     }
 
-    /// Reads a whole file.
+    /// Reads a whole file. What the kernel kept of it goes as soon as it has heard of a change.
     pub fn read(&self, path: &str) -> Outcome<Vec<u8>> {
+        let Some(mounted) = &self.mounted else { return self.read_here(path) };
+        let mut seen = None;
+        let same = within_patience(|| {
+            let (by_call, here) = (mounted.read(path), self.read_here(path));
+            let same = by_call.is_ok() == here.is_ok() && by_call.as_ref().ok() == here.as_ref().ok();
+            seen = Some((by_call, here));
+            same
+        });
+        let (by_call, here) = seen.expect("tried");
+        if same { here } else { Err(format!("the mount reads {by_call:?}, the engine {here:?}")) }
+    }
+
+    fn read_here(&self, path: &str) -> Outcome<Vec<u8>> {
         let (runtime, engine, volume) = self.parts()?;
         let handle = self.open(self.find(path)?, OpenRequest::default())?;
         let read = runtime.block_on(engine.ensure_all(&handle.live)).map_err(words).and_then(|()| {
@@ -241,8 +282,18 @@ impl Host {
         read
     }
 
-    /// Every name of a file.
+    /// Every name of a file. What the kernel kept of a listing goes as soon as it has heard of a change.
     pub fn names(&self) -> Outcome<Vec<String>> {
+        let here = self.names_here()?;
+        if let Some(mounted) = &self.mounted
+            && !within_patience(|| mounted.names().is_ok_and(|listed| listed == here))
+        {
+            return Err(format!("the mount lists {:?}, the engine {here:?}", mounted.names()));
+        }
+        Ok(here)
+    }
+
+    fn names_here(&self) -> Outcome<Vec<String>> {
         let (_, _, volume) = self.parts()?;
         let (mut found, mut todo) = (Vec::new(), vec![(String::new(), ROOT)]);
         while let Some((prefix, dir)) = todo.pop() {
@@ -263,6 +314,18 @@ impl Host {
         let read = |name: String| self.read(&name).map_err(|e| format!("{name}: {e}")).map(|bytes| (name, bytes));
         self.names()?.into_iter().map(read).collect::<Outcome<BTreeMap<_, _>>>()
     }
+}
+
+/// Whether it comes true in a few seconds.
+fn within_patience(mut condition: impl FnMut() -> bool) -> bool {
+    let began = Instant::now();
+    while !condition() {
+        if began.elapsed() > Duration::from_secs(5) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
 }
 
 impl Drop for Host {

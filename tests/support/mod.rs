@@ -15,6 +15,7 @@ pub mod host;
 pub mod machine;
 pub mod model;
 pub mod mount;
+pub mod mounted;
 pub mod play;
 pub mod reference;
 #[cfg(feature = "s3")]

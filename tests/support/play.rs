@@ -1,5 +1,5 @@
-//! Sequences of steps on machines without a kernel ([`Host`]), other writers and the weather, played against the model of
-//! `world`: after every step each machine shows what its model shows, and after every push so does the bucket.
+//! Sequences of steps on machines ([`Host`]), with a kernel mount or without, other writers and the weather, played against
+//! the model of `world`: after every step each machine shows what its model shows, and after every push so does the bucket.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -38,7 +38,8 @@ pub fn play(steps: &[Step], plan: &Plan) -> Outcome<Tally> {
     let watch = IndexWatch::over(lab.server(), |_| false);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let store = runtime.block_on(lab.connect(super::stores::quick_policy()));
-    let machine = |number| (Host::new(&format!("m{number}"), Arc::clone(&store)), View::default());
+    let host = if plan.mounted { Host::with_mount } else { Host::new };
+    let machine = |number| (host(&format!("m{number}"), Arc::clone(&store)), View::default());
     let machines = (0..plan.machines).map(machine).collect();
     let (contents, unhashed) = (HashMap::new(), HashMap::new());
     let mut play = Play { lab, machines, contents, unhashed, written: 0, tally: Tally::default() };

@@ -1,7 +1,11 @@
-//! Steps of the model test, and how they are drawn from a seed.
+//! Steps of the model test, and the sequences that proptest makes of them.
 //!
 //! A step names files by numbers that mean something in any state, so that a sequence without some of its steps is a
 //! sequence too: that is what shrinking does.
+
+use proptest::collection::vec;
+use proptest::option::weighted;
+use proptest::prelude::*;
 
 /// One step. `at` is a machine, `pick` and `other` a file that it shows, `name` any name, `text` what is written.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +82,8 @@ pub struct Plan {
     pub machines: u8,
     pub foreign: bool,
     pub sharded: bool,
+    /// Files are touched through kernel mounts, by system calls.
+    pub mounted: bool,
     pub steps: usize,
 }
 
@@ -118,31 +124,39 @@ pub fn name_of(number: u8) -> String {
     format!("{dir}n{}", number % 4)
 }
 
-/// A sequence from a seed.
-pub fn sequence(seed: u64, plan: &Plan) -> Vec<Step> {
-    let random = &mut fastrand::Rng::with_seed(seed);
-    (0..plan.steps).map(|_| step(random, plan)).collect()
+/// Sequences of a plan. What is left out of a failing one is what it does not need.
+pub fn sequences(plan: &Plan) -> impl Strategy<Value = Vec<Step>> + use<> {
+    vec(step(plan), plan.steps)
 }
 
-fn step(random: &mut fastrand::Rng, plan: &Plan) -> Step {
-    let at = random.u8(..plan.machines);
+fn step(plan: &Plan) -> BoxedStrategy<Step> {
+    let at = || 0..plan.machines;
     // Few names, so that changes meet.
-    let (pick, other, name, text) = (random.u8(..), random.u8(..), random.u8(..10), random.u8(..));
-    let weather = (random.u8(..3) == 0).then(|| random.u64(..));
-    match random.u8(..if plan.foreign { 44 } else { 38 }) {
-        0..8 => Step::Write { at, name, text },
-        8..10 => Step::Append { at, pick },
-        10..12 => Step::Truncate { at, pick, size: other },
-        12..15 => Step::Remove { at, pick },
-        15..19 => Step::Rename { at, pick, name },
-        19..21 => Step::Exchange { at, pick, other },
-        21..22 => Step::MoveDir { at, from: pick, to: other },
-        22..24 => Step::Read { at, pick, weather },
-        24..27 => Step::Refresh { at, weather },
-        27..33 => Step::Flush { at, weather },
-        33..36 => Step::KilledFlush { at, after: random.u8(..24), effect: random.bool() },
-        36..38 => Step::Kill { at },
-        38..42 => Step::ForeignWrite { name, text, hashed: random.u8(..3) > 0 },
-        _ => Step::ForeignRemove { pick },
+    let (name, pick, text) = (|| 0u8..10, any::<u8>, any::<u8>);
+    // Another seed is other weather, not less of it.
+    let weather = || weighted(1.0 / 3.0, any::<u64>().no_shrink());
+    let of_machines = prop_oneof![
+        8 => (at(), name(), text()).prop_map(|(at, name, text)| Step::Write { at, name, text }),
+        2 => (at(), pick()).prop_map(|(at, pick)| Step::Append { at, pick }),
+        2 => (at(), pick(), any::<u8>()).prop_map(|(at, pick, size)| Step::Truncate { at, pick, size }),
+        3 => (at(), pick()).prop_map(|(at, pick)| Step::Remove { at, pick }),
+        4 => (at(), pick(), name()).prop_map(|(at, pick, name)| Step::Rename { at, pick, name }),
+        2 => (at(), pick(), pick()).prop_map(|(at, pick, other)| Step::Exchange { at, pick, other }),
+        1 => (at(), pick(), pick()).prop_map(|(at, from, to)| Step::MoveDir { at, from, to }),
+        2 => (at(), pick(), weather()).prop_map(|(at, pick, weather)| Step::Read { at, pick, weather }),
+        3 => (at(), weather()).prop_map(|(at, weather)| Step::Refresh { at, weather }),
+        6 => (at(), weather()).prop_map(|(at, weather)| Step::Flush { at, weather }),
+        3 => (at(), 0u8..24, any::<bool>()).prop_map(|(at, after, effect)| Step::KilledFlush { at, after, effect }),
+        2 => at().prop_map(|at| Step::Kill { at }),
+    ];
+    if !plan.foreign {
+        return of_machines.boxed();
     }
+    let hashed = proptest::bool::weighted(2.0 / 3.0);
+    prop_oneof![
+        38 => of_machines,
+        4 => (name(), text(), hashed).prop_map(|(name, text, hashed)| Step::ForeignWrite { name, text, hashed }),
+        2 => pick().prop_map(|pick| Step::ForeignRemove { pick }),
+    ]
+    .boxed()
 }
