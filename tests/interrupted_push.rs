@@ -189,6 +189,49 @@ fn renamed_back(store: &HookedStore, mut host: Host, add: fn(&Bucket, &str, &str
 }
 
 #[test]
+fn what_was_exchanged_and_exchanged_back_over_a_push_that_died_is_what_it_was() {
+    // Each of the two files was only where the push had copied it, over the other: the push after it took the first for lost,
+    // and then it was, when the second went back. Until then neither could be read.
+    let here: [&[&str]; 3] = [&[], &["a"], &["b"]];
+    for (read, written) in here.into_iter().flat_map(|read| [(read, false), (read, true)]) {
+        for meanwhile in [false, true] {
+            eprintln!("-- {read:?} here; the index was written: {written}; both are read after that: {meanwhile}");
+            each(|store, host| exchanged_back(store, host, read, written, meanwhile));
+        }
+    }
+}
+
+fn exchanged_back(store: &HookedStore, mut host: Host, here: &[&str], written: bool, meanwhile: bool) {
+    add_hashed(store, "a", "of a");
+    add_hashed(store, "b", "of b, longer");
+    host.start().unwrap();
+    for name in here {
+        host.read(name).unwrap();
+    }
+    host.rename("a", "b", RenameMode::Exchange).unwrap();
+    store.hook(move |_, operation, key| match (operation, key) {
+        ("put", INDEX_KEY) if written => Verdict::DoAndFail(StoreErrorKind::Forbidden),
+        ("put", INDEX_KEY) => Verdict::Fail(StoreErrorKind::Forbidden),
+        _ => Verdict::Proceed,
+    });
+    host.flush().unwrap_err();
+    store.unhook();
+    assert_eq!([store.text("a").unwrap(), store.text("b").unwrap()], ["of b, longer", "of a"]);
+    host.crash();
+    host.start().unwrap();
+    for (name, bytes) in [("a", "of b, longer"), ("b", "of a")].into_iter().filter(|_| meanwhile) {
+        assert_eq!(host.read(name).unwrap(), bytes.as_bytes(), "{name}");
+    }
+    host.rename("a", "b", RenameMode::Exchange).unwrap();
+    host.flush().unwrap();
+    assert_eq!(contents(store), pairs(&[("a", "of a"), ("b", "of b, longer")]));
+    for (name, bytes) in [("a", "of a"), ("b", "of b, longer")] {
+        assert_eq!(host.read(name).unwrap(), bytes.as_bytes(), "{name}");
+    }
+    assert_eq!(host.conflicts(), Vec::<String>::new());
+}
+
+#[test]
 fn a_name_that_was_only_passed_through_belongs_to_whoever_has_it() {
     // What a push had begun under the first name went along with the file: another writer's file with the same bytes, under a
     // name that ours had in between, was hidden, and removed with the next push.

@@ -94,8 +94,8 @@ impl Changes {
 }
 
 impl Volume {
-    /// Objects beside `path` that pushes of ours may have made of these bytes, and that may be all that is left of them.
-    pub fn copies_made(&self, path: &str, entry: &Entry) -> Vec<(String, UploadMark)> {
+    /// Objects that pushes of ours may have made of these bytes, and that may be all that is left of them.
+    pub fn copies_made(&self, entry: &Entry) -> Vec<(String, UploadMark)> {
         let inner = self.lock();
         let of_rows = inner.deltas.iter().filter_map(|(path, row)| Some((path, row.upload.as_ref()?)));
         let of_deletes = inner.pending_deletes.iter().filter_map(|(key, row)| Some((key, row.upload.as_ref()?)));
@@ -103,7 +103,6 @@ impl Volume {
             .chain(of_deletes)
             .filter(|(_, mark)| mark.size == entry.size && mark.sha256 == entry.sha256.as_deref().unwrap_or_default())
             .map(|(at, mark)| (mark.key.clone().unwrap_or_else(|| at.clone()), mark.clone()))
-            .filter(|(key, _)| key != path)
             .collect()
     }
 }

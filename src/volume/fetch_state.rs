@@ -155,6 +155,12 @@ impl FetchState {
         }
     }
 
+    /// The same bytes are to be had elsewhere, and from there alone.
+    pub fn move_to(&mut self, version: Version) {
+        self.forget();
+        self.version = Some(version);
+    }
+
     fn size(&self) -> u64 {
         self.version.as_ref().map_or(0, |version| version.entry.size)
     }

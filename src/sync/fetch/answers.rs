@@ -60,6 +60,9 @@ impl Engine {
         replaced: bool,
         resolves: u32,
     ) -> Result<bool, Failure> {
+        if self.moves_to_copy(live, version).await {
+            return Ok(true);
+        }
         if let Err(error) = self.refresh().await {
             return Err(Failure::Failed(format!("{reason}; and the index cannot be read again: {error}")));
         }
@@ -88,6 +91,26 @@ impl Engine {
         Err(Failure::Contradiction(format!(
             "{reason}, although the index still lists it; `swamp-mount verify` checks the bucket, and the client that wrote it can push it again"
         )))
+    }
+
+    /// Whether a push of ours that ended halfway has the same bytes elsewhere, from where they can be fetched instead.
+    async fn moves_to_copy(&self, live: &LiveContent, version: &Version) -> bool {
+        let copy = match self.copy_made_of(version).await {
+            Ok(Some(copy)) if copy.key != version.key || copy.fingerprint != version.fingerprint => copy,
+            Ok(_) => return false,
+            Err(error) => {
+                tracing::debug!(%error, "cannot see whether a copy of ours is left");
+                return false;
+            }
+        };
+        let mut state = live.state();
+        // Bytes that a hash does not prove to be the same are not mixed.
+        let may_change = version.entry.sha256.is_some() || state.present.is_empty() && !state.streamed;
+        let moves = may_change && state.version.as_ref() == Some(version);
+        if moves {
+            state.move_to(copy);
+        }
+        moves
     }
 
     /// Another upload of the same entry took the place of the one whose bytes readers have: the name gets a new inode, so

@@ -52,7 +52,8 @@ impl Engine {
         }
         // Or an interrupted push copied them to a name that the file had then.
         let moved = done.row.upload.clone().and_then(|mark| mark.key.clone().map(|key| (key, mark)));
-        let made = self.volume.copies_made(done.row.path.as_str(), &origin.entry);
+        let mut made = self.volume.copies_made(&origin.entry);
+        made.retain(|(key, _)| key != done.row.path.as_str());
         for (key, mark) in moved.into_iter().chain(made) {
             let Some(left) = self.own_copy(&key, &mark, &origin).await? else { continue };
             let made = Version { key, entry: origin.entry.clone(), fingerprint: Some(left.clone()) };
@@ -112,10 +113,21 @@ impl Engine {
     /// Whether another writer certainly replaced or removed what a row would be copied from.
     pub(super) async fn lost_origin(&self, row: &PlannedRow) -> bool {
         let Some(origin) = row.put.as_ref().and_then(|put| put.origin.as_ref()) else { return false };
-        match &origin.fingerprint {
+        let gone = match &origin.fingerprint {
             Some(known) => matches!(self.is_version(&origin.key, known).await, Ok(false)),
             None => matches!(self.version_to_copy(origin).await, Ok(None)),
+        };
+        gone && matches!(self.copy_made_of(origin).await, Ok(None))
+    }
+
+    /// Where a push of ours left the bytes of a version that it may have replaced, or removed, after that.
+    pub(in crate::sync) async fn copy_made_of(&self, version: &Version) -> Result<Option<Version>, StoreError> {
+        for (key, mark) in self.volume.copies_made(&version.entry) {
+            if let Some(left) = self.own_copy(&key, &mark, version).await? {
+                return Ok(Some(Version { key, entry: version.entry.clone(), fingerprint: Some(left) }));
+            }
         }
+        Ok(None)
     }
 
     /// A copy of these bytes that an earlier push of ours made: its version.

@@ -292,8 +292,8 @@ impl Engine {
         let copies_from = match origin {
             // Renamed away and back: perhaps over an upload of ours, and the bytes are where it was meanwhile.
             Some(origin) if origin.key == path => {
-                let copies = row.upload.as_ref().map(|_| self.volume.copies_made(path, &origin.entry));
-                copies.and_then(|copies| copies.into_iter().next()).map(|(key, _)| key)
+                let copies = row.upload.as_ref().map(|_| self.volume.copies_made(&origin.entry)).unwrap_or_default();
+                copies.into_iter().map(|(key, _)| key).find(|key| key != path)
             }
             origin => origin.map(|origin| origin.key.clone()),
         };
