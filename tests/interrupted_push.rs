@@ -232,6 +232,25 @@ fn exchanged_back(store: &HookedStore, mut host: Host, here: &[&str], written: b
 }
 
 #[test]
+fn a_copy_is_not_overwritten_while_it_is_all_that_is_left_of_a_renamed_file() {
+    // The push that died had copied the file to a name that it had then. A new file of that name went up while the copy was
+    // looked for under the first name, where another machine had removed it.
+    each(|store, mut host| {
+        add_hashed(store, "first", "of the renamed file");
+        add_hashed(store, "other", "other");
+        host.start().unwrap();
+        host.rename("first", "second", RenameMode::Replace).unwrap();
+        flush_without(store, &host, "put", INDEX_KEY);
+        host.rename("second", "third", RenameMode::Replace).unwrap();
+        host.write("second", b"a new file").unwrap();
+        remove_foreign(store, "first");
+        host.flush().unwrap();
+        let expected = [("other", "other"), ("second", "a new file"), ("third", "of the renamed file")];
+        assert_eq!(contents(store), pairs(&expected));
+    });
+}
+
+#[test]
 fn a_name_that_was_only_passed_through_belongs_to_whoever_has_it() {
     // What a push had begun under the first name went along with the file: another writer's file with the same bytes, under a
     // name that ours had in between, was hidden, and removed with the next push.

@@ -93,17 +93,48 @@ impl Changes {
     }
 }
 
+/// Where pushes of ours may have left which bytes: keys, by size and hash.
+#[derive(Debug, Default)]
+pub struct CopiesMade(HashMap<(u64, String), Vec<String>>);
+
+impl CopiesMade {
+    /// The objects that may have the bytes of an entry.
+    pub fn of(&self, entry: &Entry) -> &[String] {
+        // Most pushes begin without any.
+        if self.0.is_empty() {
+            return &[];
+        }
+        let bytes = (entry.size, entry.sha256.clone().unwrap_or_default());
+        self.0.get(&bytes).map_or(&[], Vec::as_slice)
+    }
+}
+
 impl Volume {
     /// Objects that pushes of ours may have made of these bytes, and that may be all that is left of them.
     pub fn copies_made(&self, entry: &Entry) -> Vec<(String, UploadMark)> {
+        let is_of =
+            |mark: &UploadMark| mark.size == entry.size && mark.sha256 == entry.sha256.as_deref().unwrap_or_default();
         let inner = self.lock();
-        let of_rows = inner.deltas.iter().filter_map(|(path, row)| Some((path, row.upload.as_ref()?)));
-        let of_deletes = inner.pending_deletes.iter().filter_map(|(key, row)| Some((key, row.upload.as_ref()?)));
-        of_rows
-            .chain(of_deletes)
-            .filter(|(_, mark)| mark.size == entry.size && mark.sha256 == entry.sha256.as_deref().unwrap_or_default())
-            .map(|(at, mark)| (mark.key.clone().unwrap_or_else(|| at.clone()), mark.clone()))
-            .collect()
+        let made = inner.uploads_left().filter(|(_, mark)| is_of(mark));
+        made.map(|(key, mark)| (key.to_owned(), mark.clone())).collect()
+    }
+
+    /// The same for all bytes.
+    pub fn all_copies_made(&self) -> CopiesMade {
+        let mut made = CopiesMade::default();
+        for (key, mark) in self.lock().uploads_left() {
+            made.0.entry((mark.size, mark.sha256.clone())).or_default().push(key.to_owned());
+        }
+        made
+    }
+}
+
+impl Inner {
+    /// Keys of objects that pushes of ours may have made and not settled.
+    fn uploads_left(&self) -> impl Iterator<Item = (&str, &UploadMark)> {
+        let of_rows = self.deltas.iter().filter_map(|(path, row)| Some((path, row.upload.as_ref()?)));
+        let of_deletes = self.pending_deletes.iter().filter_map(|(key, row)| Some((key, row.upload.as_ref()?)));
+        of_rows.chain(of_deletes).map(|(at, mark)| (mark.key.as_deref().unwrap_or(at), mark))
     }
 }
 

@@ -39,6 +39,7 @@ pub use ahead::FileAhead;
 pub use answered::answering;
 pub use attributes::{SetAttributes, Stat};
 pub use committed::Undone;
+pub use delta::CopiesMade;
 pub use error::VolumeError;
 pub use eviction::Room;
 pub use fetch_state::{Claim, Claimed, FailureCause, Fetch, FetchState, Refused, SMALL, Waiting};

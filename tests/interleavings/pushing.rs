@@ -44,7 +44,7 @@ struct Mount {
 }
 
 fn job(path: &str) -> Job {
-    Job { writes: Some(path.to_owned()), copies_from: None }
+    Job { writes: Some(path.to_owned()), copies_from: Vec::new() }
 }
 
 impl Mount {

@@ -102,9 +102,14 @@ impl Step<'_> {
         self.objects.get(path) != self.before.get(path).map(|version| &version.bytes)
     }
 
-    /// Whether the bytes that were under a name are not there any more.
-    fn is_lost(&self, (origin, version): &(String, Version)) -> bool {
-        self.objects.get(origin) != Some(&version.bytes) || self.before.get(origin) != Some(version)
+    /// Whether the bytes that were under a name are not there any more, nor where a push of these rows left them.
+    fn is_lost(&self, (origin, version): &(String, Version), rows: &BTreeMap<String, Row>) -> bool {
+        let gone = self.objects.get(origin) != Some(&version.bytes) || self.before.get(origin) != Some(version);
+        let is_copy = |(path, row): (&String, &Row)| {
+            row.attempted.contains(&version.bytes) && self.objects.get(path) == Some(&version.bytes)
+        };
+        // What several write may be another writer's.
+        gone && (version.bytes == COMMON || !rows.iter().any(is_copy))
     }
 }
 
@@ -285,7 +290,7 @@ impl View {
                 self.committed.insert(path, mine.clone());
                 continue;
             }
-            let lost = row.origin.as_ref().is_some_and(|origin| step.is_lost(origin));
+            let lost = row.origin.as_ref().is_some_and(|origin| step.is_lost(origin, &self.rows));
             // The rename over an upload of ours was dropped: the entry follows the object.
             let followed = lost && now.is_some_and(|now| row.attempted.contains(&now.bytes));
             if now != current && !followed {
@@ -329,9 +334,10 @@ impl View {
     /// bytes are lost: only these wait for the next push.
     pub fn settle(&mut self, pending: &[String], bucket: &Bucket, objects: &Objects) {
         let step = Step { before: bucket, objects, after: bucket, done: false };
+        let rows = self.rows.clone();
         let waits = |path: &String, row: &Row| {
             let left = row.mine.as_ref().is_some_and(|mine| row.left.contains(mine));
-            let lost = row.tried && row.origin.as_ref().is_some_and(|origin| step.is_lost(origin));
+            let lost = row.tried && row.origin.as_ref().is_some_and(|origin| step.is_lost(origin, &rows));
             pending.contains(path) || !(left || lost)
         };
         self.rows.retain(|path, row| waits(path, row));
@@ -353,7 +359,8 @@ impl View {
                 continue;
             }
             let mine = row.mine.clone().unwrap_or_default();
-            let gone = row.origin.as_ref().is_some_and(|origin| step.is_lost(origin)) || row.left.contains(&mine);
+            let gone =
+                row.origin.as_ref().is_some_and(|origin| step.is_lost(origin, &self.rows)) || row.left.contains(&mine);
             if !(row.tried && gone || row.came_for_nothing(objects.get(path))) {
                 let (listed, object) = (bucket.get(path), objects.get(path).map(|bytes| self::shown(bytes)));
                 return Err(format!(

@@ -70,7 +70,7 @@ impl<R: Send + 'static> Flights<R> {
 
     /// Keys that nothing else may write or delete.
     pub fn keys(&self) -> HashSet<String> {
-        self.under_way.values().flat_map(|job| [&job.writes, &job.copies_from]).flatten().cloned().collect()
+        self.under_way.values().flat_map(|job| job.writes.iter().chain(&job.copies_from)).cloned().collect()
     }
 
     /// Notices every transfer that ends after this call.

@@ -4,7 +4,7 @@ use super::flights::Flights;
 use super::order::Job;
 
 fn job(writes: &str) -> Job {
-    Job { writes: Some(writes.to_owned()), copies_from: Some(format!("{writes}-before")) }
+    Job { writes: Some(writes.to_owned()), copies_from: vec![format!("{writes}-before")] }
 }
 
 #[tokio::test]

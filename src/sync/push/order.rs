@@ -9,8 +9,8 @@ use std::collections::HashMap;
 pub(super) struct Job {
     /// Object that it writes, if any.
     pub writes: Option<String>,
-    /// Object that it copies from, if any.
-    pub copies_from: Option<String>,
+    /// Objects that it may copy from: more than one after a push that ended halfway.
+    pub copies_from: Vec<String>,
 }
 
 /// Which of the waiting jobs can run now; when `None` can, one that must be fetched to break a cycle.
@@ -32,7 +32,7 @@ pub(super) fn next(jobs: &[Job], waiting: &[usize], stuck: &[usize]) -> Next {
     let copies = |jobs_in: &[usize]| {
         let mut from: HashMap<&str, Vec<usize>> = HashMap::new();
         for i in jobs_in {
-            if let Some(key) = jobs[*i].copies_from.as_deref() {
+            for key in &jobs[*i].copies_from {
                 from.entry(key).or_default().push(*i);
             }
         }
@@ -61,7 +61,7 @@ pub(super) fn next(jobs: &[Job], waiting: &[usize], stuck: &[usize]) -> Next {
     }
     let breakable = |i: &&usize| {
         let job = &jobs[**i];
-        job.copies_from.is_some() && job.writes.as_deref().is_none_or(|key| !needed_by(key, **i).1)
+        !job.copies_from.is_empty() && job.writes.as_deref().is_none_or(|key| !needed_by(key, **i).1)
     };
     match waiting.iter().find(breakable) {
         Some(i) if blocked_forever < waiting.len() => Next::Break(*i),
@@ -74,8 +74,8 @@ mod tests {
     use super::*;
 
     fn job(writes: &str, copies_from: &str) -> Job {
-        let name = |s: &str| (!s.is_empty()).then(|| s.to_owned());
-        Job { writes: name(writes), copies_from: name(copies_from) }
+        let copies_from = copies_from.split_whitespace().map(str::to_owned).collect();
+        Job { writes: Some(writes.to_owned()), copies_from }
     }
 
     /// Runs everything; returns the order, with `!` before a copy that had to be fetched.
@@ -93,7 +93,7 @@ mod tests {
                 }
                 Next::Break(i) => {
                     order.push(format!("!{}", jobs[i].writes.clone().unwrap_or_default()));
-                    jobs[i].copies_from = None;
+                    jobs[i].copies_from.clear();
                 }
             }
         }
@@ -103,6 +103,11 @@ mod tests {
     fn a_copy_runs_before_its_source_is_replaced() {
         // a → b, then a new file a; and b → c before that.
         assert_eq!(run(vec![job("a", ""), job("b", "a"), job("c", "b")]), ["c", "b", "a"]);
+    }
+
+    #[test]
+    fn whatever_it_may_be_copied_from_stays() {
+        assert_eq!(run(vec![job("a", ""), job("b", ""), job("c", "a b")]), ["c", "a", "b"]);
     }
 
     #[test]

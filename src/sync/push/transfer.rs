@@ -22,7 +22,7 @@ use super::uploads::fields_entry;
 use crate::cache::rows::Version;
 use crate::datastore::Entry;
 use crate::store::{Fingerprint, StoreError};
-use crate::volume::{LiveContent, PlannedRow, Stable, VolumeError};
+use crate::volume::{CopiesMade, LiveContent, PlannedRow, Stable, VolumeError};
 
 /// What is to be done for a row after its transfer.
 #[derive(Debug)]
@@ -146,8 +146,9 @@ impl Engine {
         let paths = rows.iter().map(|row| row.path.to_string()).chain(flights.jobs().map(|(path, _)| path.clone()));
         let looked = |at: &usize| !matches!(looks[*at], Look::Failed);
         let (waiting, unseen): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(looked);
+        let made = self.volume.all_copies_made();
         let mut wave = Wave {
-            jobs: rows.iter().map(|row| self.job_of(row)).chain(flights.jobs().map(|(_, job)| job.clone())).collect(),
+            jobs: rows.iter().map(|row| job_of(row, &made)).chain(flights.jobs().map(|(_, job)| job.clone())).collect(),
             places: paths.enumerate().map(|(at, path)| (path, at)).collect(),
             waiting,
             stuck: unseen.into_iter().chain(rows.len()..rows.len() + flights.len()).collect(),
@@ -163,13 +164,13 @@ impl Engine {
                 Next::Done => break,
                 Next::Break(at) => match self.fetch_origin(&wave.rows[at]).await {
                     Ok(()) => {
-                        wave.jobs[at].copies_from = None;
+                        wave.jobs[at].copies_from.clear();
                         if let Some(put) = &mut wave.rows[at].put {
                             put.origin = None;
                         }
                     }
                     // Nothing to wait for: its transfer finds out what that means for the rename.
-                    Err(_) if self.lost_origin(&wave.rows[at]).await => wave.jobs[at].copies_from = None,
+                    Err(_) if self.lost_origin(&wave.rows[at]).await => wave.jobs[at].copies_from.clear(),
                     Err(error) => {
                         let path = wave.rows[at].path.to_string();
                         wave.waiting.retain(|i| *i != at);
@@ -190,7 +191,7 @@ impl Engine {
         }
         Self::keep_looks(waiting.iter().map(|at| (&rows[*at], &looks[*at])), &mut state.looks);
         let needed: HashSet<&str> =
-            stuck.iter().chain(&waiting).filter_map(|i| jobs[*i].copies_from.as_deref()).collect();
+            stuck.iter().chain(&waiting).flat_map(|i| jobs[*i].copies_from.iter().map(String::as_str)).collect();
         done.retain(|t| t.row.put.is_some() || !needed.contains(t.row.path.as_str()));
         Ok(done)
     }
@@ -285,22 +286,20 @@ impl Engine {
     }
 }
 
-impl Engine {
-    fn job_of(&self, row: &PlannedRow) -> Job {
-        let path = row.path.as_str();
-        let origin = row.put.as_ref().filter(|p| !p.suspect).and_then(|p| p.origin.as_ref());
-        let copies_from = match origin {
-            // Renamed away and back: perhaps over an upload of ours, and the bytes are where it was meanwhile.
-            Some(origin) if origin.key == path => {
-                let copies = row.upload.as_ref().map(|_| self.volume.copies_made(&origin.entry)).unwrap_or_default();
-                copies.into_iter().map(|(key, _)| key).find(|key| key != path)
-            }
-            origin => origin.map(|origin| origin.key.clone()),
-        };
-        let only_fields = origin.is_some() && copies_from.is_none();
-        let writes = (row.put.is_some() && !only_fields).then(|| row.path.to_string());
-        Job { writes, copies_from }
+/// The order that a row asks for; `made` is where pushes of ours left copies.
+fn job_of(row: &PlannedRow, made: &CopiesMade) -> Job {
+    let path = row.path.as_str();
+    let origin = row.put.as_ref().filter(|p| !p.suspect).and_then(|p| p.origin.as_ref());
+    let mut copies_from = Vec::new();
+    if let Some(origin) = origin
+        // Renamed away and back it needs none, unless a push of ours may have replaced it.
+        && (origin.key != path || row.upload.is_some())
+    {
+        copies_from.extend(made.of(&origin.entry).iter().chain([&origin.key]).filter(|key| *key != path).cloned());
     }
+    let only_fields = origin.is_some() && copies_from.is_empty();
+    let writes = (row.put.is_some() && !only_fields).then(|| row.path.to_string());
+    Job { writes, copies_from }
 }
 
 /// Whether the index does not speak of the upload of `entry` (any more).
