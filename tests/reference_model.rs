@@ -18,7 +18,7 @@ use support::steps::{Plan, Tally, sequences};
 fn one(seed: u64, plan: &Plan) -> Tally {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let (max_shrink_time, max_shrink_iters) = (60_000, 100_000);
+    let (max_shrink_time, max_shrink_iters) = (180_000, 100_000);
     let config = Config { cases: 1, failure_persistence: None, max_shrink_time, max_shrink_iters, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let tally = Cell::new(Tally::default());

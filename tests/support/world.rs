@@ -118,8 +118,8 @@ impl Step<'_> {
 pub struct View {
     base: Bucket,
     rows: BTreeMap<String, Row>,
-    /// Files whose bytes are certainly here.
-    local: BTreeSet<String>,
+    /// Bytes that are certainly here, as long as the file still has them.
+    local: BTreeMap<String, Vec<u8>>,
     /// What this machine put into the index: it brings back what is dropped from there while the object is still this.
     committed: Objects,
     /// Removals that did not hold, of files that an earlier push had begun to push: they are back.
@@ -152,10 +152,16 @@ impl View {
     /// The name in the bucket that a file has to be fetched from, if it may have to.
     pub fn source(&self, path: &str) -> Option<(String, Version)> {
         match self.rows.get(path) {
-            _ if self.local.contains(path) => None,
+            _ if self.is_local(path) => None,
             Some(row) => row.origin.clone(),
             None => Some((path.to_owned(), self.base.get(path)?.clone())),
         }
+    }
+
+    fn is_local(&self, path: &str) -> bool {
+        // What several write may be another writer's, once it is not this machine's change any more.
+        let here = self.local.get(path).filter(|bytes| *bytes != COMMON || self.rows.contains_key(path));
+        here.is_some() && here.map(Vec::as_slice) == self.get(path)
     }
 
     /// Whether the bucket has to be told of something.
@@ -181,10 +187,10 @@ impl View {
 
     fn put(&mut self, path: &str, bytes: Vec<u8>, origin: Option<(String, Version)>) {
         if origin.is_none() {
-            self.local.insert(path.to_owned())
+            self.local.insert(path.to_owned(), bytes.clone());
         } else {
-            self.local.remove(path)
-        };
+            self.local.remove(path);
+        }
         let row = self.row(path);
         (row.mine, row.origin, row.restored) = (Some(bytes), origin, false);
     }
@@ -227,7 +233,7 @@ impl View {
     /// Looks at the bucket.
     pub fn refresh(&mut self, bucket: &Bucket) {
         let (base, rows) = (&self.base, &self.rows);
-        self.local.retain(|path| rows.contains_key(path) || base.get(path) == bucket.get(path));
+        self.local.retain(|path, _| rows.contains_key(path) || base.get(path) == bucket.get(path));
         self.base = bucket.clone();
     }
 
@@ -306,8 +312,8 @@ impl View {
                 aside.remove(&name);
                 conflicts.push(name.clone());
                 self.committed.insert(name.clone(), mine.clone());
-                if self.local.remove(&path) {
-                    self.local.insert(name.clone());
+                if let Some(bytes) = self.local.remove(&path) {
+                    self.local.insert(name.clone(), bytes);
                 }
                 self.rows.remove(&path);
                 let (attempted, left) = (vec![mine.clone()], vec![mine.clone()]);
@@ -396,8 +402,8 @@ impl View {
                 return Err(format!("{path} is from nowhere: {:?}", self.rows));
             };
             self.rows.remove(&from);
-            if self.local.remove(&from) {
-                self.local.insert(path.clone());
+            if let Some(bytes) = self.local.remove(&from) {
+                self.local.insert(path.clone(), bytes);
             }
             // The same push may have begun with it under its new name.
             let attempted = row.mine.iter().cloned().collect();
