@@ -10,10 +10,11 @@ mod pieces;
 mod stream;
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 
 use super::hash::{digest, hex};
 use super::pace::{Place, Urgency};
@@ -116,22 +117,10 @@ impl Engine {
     }
 
     async fn run(self: Arc<Self>, live: Arc<LiveContent>, claim: Claim, urgency: Urgency) {
-        let range = &claim.range;
-        let result = match self.make_room(&live, range.end - range.start).await {
-            Ok(()) => self.fetch_resolving(&live, range, urgency).await,
-            Err(failure) => Err(failure),
-        };
-        let result = match result {
-            Ok(()) => match live.fetch.brought(&claim) {
-                Some(round) => self.complete(&live, round).await,
-                None => {
-                    hash_on(&live);
-                    Ok(())
-                }
-            },
-            failed => failed,
-        };
-        let failure = match result {
+        // Whatever becomes of it, those who wait are told.
+        let result = AssertUnwindSafe(self.bring(&live, &claim, urgency)).catch_unwind().await;
+        let panicked = |_| Err(Failure::Failed("the program failed; its log says where".into()));
+        let failure = match result.unwrap_or_else(panicked) {
             // Somebody who came meanwhile asks for what is missing by himself.
             Ok(()) | Err(Failure::Abandoned) => None,
             Err(failure) => {
@@ -142,6 +131,16 @@ impl Engine {
         };
         live.fetch.landed(&claim, failure);
         self.volume.fetched(&live);
+    }
+
+    async fn bring(self: &Arc<Self>, live: &Arc<LiveContent>, claim: &Claim, urgency: Urgency) -> Result<(), Failure> {
+        self.make_room(live, claim.range.end - claim.range.start).await?;
+        self.fetch_resolving(live, &claim.range, urgency).await?;
+        match live.fetch.brought(claim) {
+            Some(round) => self.complete(live, round).await?,
+            None => hash_on(live),
+        }
+        Ok(())
     }
 
     pub(super) fn name_of(&self, live: &LiveContent) -> String {
