@@ -288,7 +288,8 @@ impl View {
                 }
                 if now == current {
                     // The same bytes, and yet perhaps another version: one of them may lie beside it for nothing.
-                    aside.retain(|name| !(is_conflict_of(name, &path) && step.after[name].bytes == *mine));
+                    let is_same = |name: &String| is_conflict_of(name, &path) && step.after[name].bytes == *mine;
+                    self.committed.extend(aside.extract_if(.., is_same).map(|name| (name, mine.clone())));
                 }
                 if !step.done {
                     self.rows.get_mut(&path).expect("there").left.push(mine.clone());
