@@ -130,7 +130,8 @@ pub struct View {
 pub fn is_conflict_of(name: &str, path: &str) -> bool {
     let (stem, extension) = path.split_at(path.rfind('.').unwrap_or(path.len()));
     let middle = name.strip_prefix(stem).and_then(|rest| rest.strip_suffix(extension));
-    middle.is_some_and(|middle| middle.starts_with(".conflict-"))
+    // Not that of a conflict file of this name.
+    middle.and_then(|middle| middle.strip_prefix(".conflict-")).is_some_and(|middle| !middle.contains('.'))
 }
 
 impl View {
