@@ -251,6 +251,24 @@ fn a_copy_is_not_overwritten_while_it_is_all_that_is_left_of_a_renamed_file() {
 }
 
 #[test]
+fn an_upload_is_known_for_ours_after_a_copy_over_it_that_failed() {
+    // The copy of a file without a hash was recorded under an id of its own, and what a push before had uploaded under that
+    // name was another writer's from then on: the entry spoke of bytes that were gone, and nobody put that right.
+    each(|store, mut host| {
+        add_foreign(store, "from", "no hash");
+        add_hashed(store, "to", "before");
+        host.start().unwrap();
+        host.read("from").unwrap();
+        host.write("to", b"uploaded, not committed").unwrap();
+        flush_without(store, &host, "put", INDEX_KEY);
+        host.rename("from", "to", RenameMode::Replace).unwrap();
+        add_foreign(store, "from", "others changed it");
+        host.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("from", "others changed it"), ("to", "no hash")]));
+    });
+}
+
+#[test]
 fn a_name_that_was_only_passed_through_belongs_to_whoever_has_it() {
     // What a push had begun under the first name went along with the file: another writer's file with the same bytes, under a
     // name that ours had in between, was hidden, and removed with the next push.

@@ -60,6 +60,20 @@ pub fn metadata(upload_id: &str, sha256: &str) -> UserMetadata {
     [(META_UPLOAD_ID, upload_id), (META_SHA256, sha256)].map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
+/// An id for one more state of a change that has one already. Without a hash nothing else tells the two apart.
+pub fn next_state(upload_id: &str) -> String {
+    format!("{}.{}", change_of(upload_id), uuid::Uuid::new_v4())
+}
+
+/// Whether an object was uploaded for the change of this id, in whatever state.
+pub fn is_of_change(info: &ObjectInfo, upload_id: &str) -> bool {
+    info.metadata.get(META_UPLOAD_ID).is_some_and(|of_it| change_of(of_it) == change_of(upload_id))
+}
+
+fn change_of(upload_id: &str) -> &str {
+    upload_id.split_once('.').map_or(upload_id, |(change, _)| change)
+}
+
 /// Uploads a content. May be repeated with the same upload id after a crash.
 ///
 /// # Errors
@@ -86,7 +100,7 @@ pub async fn upload(store: &dyn ObjectStore, upload: &Upload) -> Result<UploadOu
             }
             Err(error) => return Err(error),
         };
-        if info.metadata.get(META_UPLOAD_ID) == Some(&upload.upload_id) {
+        if is_of_change(&info, &upload.upload_id) {
             match info.fingerprint {
                 // An earlier state of the same file, which arrived late.
                 Some(earlier) if info.metadata.get(META_SHA256) != Some(&upload.digests.sha256) => {

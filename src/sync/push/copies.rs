@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::super::Engine;
 use super::super::base::{BaseVersion, head_base};
 use super::super::merge::{Change, Uploaded};
-use super::super::upload::{Expect, META_SHA256, metadata};
+use super::super::upload::{Expect, META_SHA256, metadata, next_state};
 use super::transfer::{Failed, Transferred, Verdict};
 use super::uploads::new_entry;
 use crate::cache::rows::{UploadMark, Version};
@@ -79,7 +79,7 @@ impl Engine {
     ) -> Result<Verdict, StoreError> {
         let Some(left) = self.own_upload(done.row.path.as_str(), mark).await? else { return Ok(Verdict::OriginLost) };
         done.origin_lost = true;
-        let (fingerprint, upload_id) = (Some(left.fingerprint), mark.id.clone());
+        let (fingerprint, upload_id) = (Some(left.fingerprint), left.upload_id);
         let there = Uploaded { fingerprint: fingerprint.clone(), upload_id, confirmed: Some(Instant::now()) };
         Ok(Verdict::Commit(Change::Put(new_entry(put, left.size, left.sha256), there), fingerprint))
     }
@@ -138,7 +138,8 @@ impl Engine {
         origin: &Version,
     ) -> Result<Option<Fingerprint>, StoreError> {
         let made = self.own_upload(key, mark).await?.filter(|made| {
-            made.sha256 == origin.entry.sha256
+            made.upload_id == mark.id
+                && made.sha256 == origin.entry.sha256
                 && (mark.size, mark.sha256.as_str())
                     == (origin.entry.size, origin.entry.sha256.as_deref().unwrap_or_default())
         });
@@ -192,10 +193,11 @@ impl Engine {
             },
         };
         let sha256 = origin.entry.sha256.clone().unwrap_or_default();
-        // One id until the row is settled, as for uploads; without a hash two states could not be told apart.
+        // As for uploads, or the object of an upload before would not be known for ours any more.
         let before = done.row.upload.as_ref().and_then(|mark| mark.key.clone());
         let id = match (&before, sha256.is_empty()) {
             (None, false) => self.upload_id(&done.row),
+            (None, true) => next_state(&self.upload_id(&done.row)),
             _ => uuid::Uuid::new_v4().to_string(),
         };
         let mark = UploadMark { id, sha256: sha256.clone(), size: origin.entry.size, key: before, moved: false };

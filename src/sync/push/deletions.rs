@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 
 use super::super::base::{BaseVersion, head_base};
 use super::super::remove_object::remove_object;
-use super::super::upload::META_UPLOAD_ID;
+use super::super::upload::is_of_change;
 use super::{Engine, SyncError};
 use crate::cache::rows::PendingDelete;
 use crate::datastore::{HeldLock, Index};
@@ -64,7 +64,7 @@ impl Engine {
         }
         if let Some(mark) = &row.upload {
             match self.store.head(key).await {
-                Ok(info) if info.metadata.get(META_UPLOAD_ID) == Some(&mark.id) => versions.extend(info.fingerprint),
+                Ok(info) if is_of_change(&info, &mark.id) => versions.extend(info.fingerprint),
                 Ok(_) => {}
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),

@@ -14,7 +14,7 @@ use super::super::Engine;
 use super::super::base::{BaseVersion, holds_bytes};
 use super::super::hash::{Digests, digest_blocking};
 use super::super::merge::{Change, Uploaded};
-use super::super::upload::{Expect, META_SHA256, META_UPLOAD_ID, Upload, UploadOutcome, upload};
+use super::super::upload::{Expect, META_SHA256, META_UPLOAD_ID, Upload, UploadOutcome, is_of_change, upload};
 use super::transfer::{Failed, Transferred, Verdict};
 use crate::cache::rows::UploadMark;
 use crate::datastore::{Entry, format_nanos, now_nanos};
@@ -28,6 +28,8 @@ const SNAPSHOT_MAX: u64 = 4 << 20;
 
 /// An object that carries the upload id of a row: some state of its file, not always the latest.
 pub(super) struct OwnUpload {
+    /// Of this state.
+    pub upload_id: String,
     pub fingerprint: Fingerprint,
     /// Its bytes.
     pub size: u64,
@@ -180,9 +182,10 @@ impl Engine {
     /// An object that an earlier push of ours left behind: its version.
     pub(super) async fn own_upload(&self, key: &str, mark: &UploadMark) -> Result<Option<OwnUpload>, StoreError> {
         match self.store.head(key).await {
-            Ok(info) if info.metadata.get(META_UPLOAD_ID) == Some(&mark.id) => {
-                let (size, sha256) = (info.size, info.metadata.get(META_SHA256).cloned());
-                Ok(info.fingerprint.map(|fingerprint| OwnUpload { fingerprint, size, sha256 }))
+            Ok(mut info) if is_of_change(&info, &mark.id) => {
+                let (size, sha256) = (info.size, info.metadata.remove(META_SHA256));
+                let upload_id = info.metadata.remove(META_UPLOAD_ID).unwrap_or_default();
+                Ok(info.fingerprint.map(|fingerprint| OwnUpload { upload_id, fingerprint, size, sha256 }))
             }
             Ok(_) => Ok(None),
             Err(error) if error.is_not_found() => Ok(None),
