@@ -247,7 +247,9 @@ impl View {
         let mut aside: BTreeSet<String> = step.after.keys().filter(new).cloned().collect();
         // One that this machine had pushed, and that another took out of the index and did not delete, comes back.
         let left = |path: &String| step.objects.get(path).is_some_and(|left| self.committed.get(path) == Some(left));
-        aside.retain(|path| !self.rows.contains_key(path) && !left(path));
+        // A name from the same second, whose file was renamed since, can be given again.
+        let is_free = |path: &String| self.rows.get(path).is_none_or(|row| row.mine.is_none());
+        aside.retain(|path| is_free(path) && !left(path));
         let paths: BTreeSet<String> =
             step.before.keys().chain(step.after.keys()).chain(self.rows.keys()).cloned().collect();
         let mut conflicts = Vec::new();
