@@ -340,7 +340,7 @@ impl View {
         Ok(conflicts)
     }
 
-    /// Takes the machine's word for what it has pushed, where the index had it, and for renames that it dropped, where the
+    /// Takes the machine's word for what it has pushed, where the index had it or has it no more, and for renames that it dropped, where the
     /// bytes are lost: only these wait for the next push.
     pub fn settle(&mut self, pending: &[String], bucket: &Bucket, objects: &Objects) {
         let step = Step { before: bucket, objects, after: bucket, done: false };
@@ -348,7 +348,8 @@ impl View {
         let waits = |path: &String, row: &Row| {
             let left = row.mine.as_ref().is_some_and(|mine| row.left.contains(mine));
             let lost = row.tried && row.origin.as_ref().is_some_and(|origin| step.is_lost(origin, &rows));
-            pending.contains(path) || !(left || lost)
+            let removed = row.mine.is_none() && !bucket.contains_key(path);
+            pending.contains(path) || !(left || lost || removed)
         };
         self.rows.retain(|path, row| waits(path, row));
     }
