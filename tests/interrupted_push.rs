@@ -268,6 +268,44 @@ fn an_upload_is_known_for_ours_after_a_copy_over_it_that_failed() {
     });
 }
 
+/// Of one size, without a hash: nothing in the index tells them apart.
+fn add_twins(store: &HookedStore) {
+    add_foreign(store, "one", "bytes of one");
+    add_foreign(store, "two", "bytes of two");
+}
+
+#[test]
+fn a_copy_of_one_file_without_a_hash_is_not_taken_for_one_of_another() {
+    // What a push that died had copied to a name had the size of the file that was renamed over it then: it was taken for a
+    // copy of that, whose own bytes were deleted.
+    each(|store, mut host| {
+        add_twins(store);
+        host.start().unwrap();
+        host.rename("one", "to", RenameMode::Replace).unwrap();
+        flush_without(store, &host, "put", INDEX_KEY);
+        assert_eq!(store.text("to").unwrap(), "bytes of one");
+        host.rename("two", "to", RenameMode::Replace).unwrap();
+        host.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("to", "bytes of two")]));
+    });
+}
+
+#[test]
+fn a_file_without_a_hash_is_not_read_from_the_copy_of_another() {
+    each(|store, mut host| {
+        add_twins(store);
+        host.start().unwrap();
+        host.rename("one", "here", RenameMode::Replace).unwrap();
+        flush_without(store, &host, "put", INDEX_KEY);
+        host.rename("two", "there", RenameMode::Replace).unwrap();
+        for (name, found) in [("one", Some("bytes of one")), ("two", None)] {
+            store.remove(name);
+            let read = host.read(if name == "one" { "here" } else { "there" }).ok();
+            assert_eq!(read.as_deref(), found.map(str::as_bytes), "{name}");
+        }
+    });
+}
+
 #[test]
 fn a_name_that_was_only_passed_through_belongs_to_whoever_has_it() {
     // What a push had begun under the first name went along with the file: another writer's file with the same bytes, under a

@@ -210,14 +210,16 @@ fn many_writers_whose_locks_never_last_lose_nothing_and_agree() {
     bounded(false, true);
 }
 
-/// For scripts/soak: SWAMP_SOAK_SECONDS of eight mounts, a fresh seed for each run.
+/// For scripts/soak: SWAMP_SOAK_SECONDS of eight mounts, a fresh seed for each run of SWAMP_SOAK_OPERATIONS by each mount (300
+/// take some two minutes on two cores).
 #[test]
 #[ignore = "scripts/soak runs it"]
 fn soak() {
-    let seconds = std::env::var("SWAMP_SOAK_SECONDS").map_or(60, |text| text.parse().expect("a number"));
+    let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
+    let (seconds, operations) = (number("SWAMP_SOAK_SECONDS", 60), number("SWAMP_SOAK_OPERATIONS", 300) as usize);
     let (began, mut total, mut seed) = (Instant::now(), Tally::default(), first_seed(fastrand::u64(..1 << 40)));
     while began.elapsed() < Duration::from_secs(seconds) {
-        let setup = Setup { seed, mounts: 8, sharded: seed % 2 == 1, operations: 300, lockless: seed % 4 == 0 };
+        let setup = Setup { seed, mounts: 8, sharded: seed % 2 == 1, operations, lockless: seed % 4 == 0 };
         let tally = run(setup);
         total.operations += tally.operations;
         total.kills += tally.kills;

@@ -23,7 +23,10 @@ fn one(seed: u64, plan: &Plan) -> Tally {
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let tally = Cell::new(Tally::default());
     let played = runner.run(&sequences(plan), |steps| match play(&steps, plan) {
-        Ok(of_it) => Ok(tally.set(of_it)),
+        Ok(of_it) => {
+            tally.set(of_it);
+            Ok(())
+        }
         Err(error) => {
             eprintln!("seed {seed}, {} steps: {error}", steps.len());
             Err(TestCaseError::fail(error))

@@ -137,6 +137,21 @@ pub struct UploadMark {
     /// It came with the file from another name: nothing was begun under this one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub moved: bool,
+    /// Key and `lastModified` of the entry that it is a copy of, when that has no hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<(String, String)>,
+}
+
+impl UploadMark {
+    /// Whether it is about these bytes. Without a hash only a copy of this very version is.
+    pub fn is_about(&self, version: &Version) -> bool {
+        let Version { key, entry, .. } = version;
+        let same = match &entry.sha256 {
+            Some(sha256) => self.sha256 == *sha256,
+            None => self.copy_of.as_ref().is_some_and(|(of, modified)| of == key && *modified == entry.last_modified),
+        };
+        same && self.size == entry.size
+    }
 }
 
 /// What became of a path since the base.

@@ -111,11 +111,9 @@ impl CopiesMade {
 
 impl Volume {
     /// Objects that pushes of ours may have made of these bytes, and that may be all that is left of them.
-    pub fn copies_made(&self, entry: &Entry) -> Vec<(String, UploadMark)> {
-        let is_of =
-            |mark: &UploadMark| mark.size == entry.size && mark.sha256 == entry.sha256.as_deref().unwrap_or_default();
+    pub fn copies_made(&self, version: &Version) -> Vec<(String, UploadMark)> {
         let inner = self.lock();
-        let made = inner.uploads_left().filter(|(_, mark)| is_of(mark));
+        let made = inner.uploads_left().filter(|(_, mark)| mark.is_about(version));
         made.map(|(key, mark)| (key.to_owned(), mark.clone())).collect()
     }
 

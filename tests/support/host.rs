@@ -92,7 +92,9 @@ impl Host {
         if let Some((runtime, engine)) = self.running.take() {
             // Tasks first, or one of them might go on while the rest is taken apart.
             runtime.shutdown_timeout(Duration::from_secs(10));
-            self.mounted.take().map(Mounted::end);
+            if let Some(mounted) = self.mounted.take() {
+                mounted.end();
+            }
             assert_eq!(Arc::strong_count(&engine), 1, "something of the dead process goes on");
         }
     }

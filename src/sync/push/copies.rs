@@ -52,7 +52,7 @@ impl Engine {
         }
         // Or an interrupted push copied them to a name that the file had then.
         let moved = done.row.upload.clone().and_then(|mark| mark.key.clone().map(|key| (key, mark)));
-        let mut made = self.volume.copies_made(&origin.entry);
+        let mut made = self.volume.copies_made(&origin);
         made.retain(|(key, _)| key != done.row.path.as_str());
         for (key, mark) in moved.into_iter().chain(made) {
             let Some(left) = self.own_copy(&key, &mark, &origin).await? else { continue };
@@ -106,8 +106,11 @@ impl Engine {
     /// Whether an earlier push of ours put other bytes over the entry that a file of this name has (again).
     pub(super) async fn is_overwritten(&self, row: &PlannedRow, origin: &Version) -> Result<bool, StoreError> {
         let Some(mark) = &row.upload else { return Ok(false) };
-        let left = self.own_upload(row.path.as_str(), mark).await?;
-        Ok(left.is_some_and(|left| (left.size, &left.sha256) != (origin.entry.size, &origin.entry.sha256)))
+        let Some(left) = self.own_upload(row.path.as_str(), mark).await? else { return Ok(false) };
+        Ok(match &origin.entry.sha256 {
+            Some(_) => left.sha256 != origin.entry.sha256,
+            None => left.upload_id != mark.id || !mark.is_about(origin),
+        })
     }
 
     /// Whether another writer certainly replaced or removed what a row would be copied from.
@@ -122,7 +125,7 @@ impl Engine {
 
     /// Where a push of ours left the bytes of a version that it may have replaced, or removed, after that.
     pub(in crate::sync) async fn copy_made_of(&self, version: &Version) -> Result<Option<Version>, StoreError> {
-        for (key, mark) in self.volume.copies_made(&version.entry) {
+        for (key, mark) in self.volume.copies_made(version) {
             if let Some(left) = self.own_copy(&key, &mark, version).await? {
                 return Ok(Some(Version { key, entry: version.entry.clone(), fingerprint: Some(left) }));
             }
@@ -137,12 +140,10 @@ impl Engine {
         mark: &UploadMark,
         origin: &Version,
     ) -> Result<Option<Fingerprint>, StoreError> {
-        let made = self.own_upload(key, mark).await?.filter(|made| {
-            made.upload_id == mark.id
-                && made.sha256 == origin.entry.sha256
-                && (mark.size, mark.sha256.as_str())
-                    == (origin.entry.size, origin.entry.sha256.as_deref().unwrap_or_default())
-        });
+        let made = self
+            .own_upload(key, mark)
+            .await?
+            .filter(|made| made.upload_id == mark.id && made.sha256 == origin.entry.sha256 && mark.is_about(origin));
         Ok(made.map(|made| made.fingerprint))
     }
 
@@ -200,7 +201,11 @@ impl Engine {
             (None, true) => next_state(&self.upload_id(&done.row)),
             _ => uuid::Uuid::new_v4().to_string(),
         };
-        let mark = UploadMark { id, sha256: sha256.clone(), size: origin.entry.size, key: before, moved: false };
+        // The copy may come from another copy of it.
+        let of = put.origin.as_ref().unwrap_or(origin);
+        let copy_of = sha256.is_empty().then(|| (of.key.clone(), of.entry.last_modified.clone()));
+        let size = origin.entry.size;
+        let mark = UploadMark { id, sha256: sha256.clone(), size, key: before, moved: false, copy_of };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(true);
         }
@@ -208,7 +213,7 @@ impl Engine {
         crate::fail_point!("push.before_copy");
         let mut labels = metadata(&mark.id, &sha256);
         labels.retain(|_, value| !value.is_empty());
-        let from = CopySource { key: origin.key.clone(), size: origin.entry.size, if_match: Some(source.clone()) };
+        let from = CopySource { key: origin.key.clone(), size, if_match: Some(source.clone()) };
         let fingerprint = loop {
             let precondition = match &expect {
                 Expect::Absent => Precondition::Absent,
@@ -222,7 +227,7 @@ impl Engine {
             if !(error.is_precondition() || error.is_not_found() || error.kind == StoreErrorKind::Undecided) {
                 return Err(error.into());
             }
-            if let Some(fingerprint) = self.own_copy(key, &mark, origin).await? {
+            if let Some(fingerprint) = self.own_copy(key, &mark, of).await? {
                 break Some(fingerprint);
             }
             // Which of the two conditions failed?

@@ -134,8 +134,8 @@ impl Engine {
             return Ok(self.same_change(done.row.path.as_str(), put, digests).await?);
         };
         let id = self.upload_id(&done.row);
-        let mark =
-            UploadMark { id: id.clone(), sha256: digests.sha256.clone(), size: digests.size, key: None, moved: false };
+        let (sha256, size) = (digests.sha256.clone(), digests.size);
+        let mark = UploadMark { id: id.clone(), sha256, size, key: None, moved: false, copy_of: None };
         crate::fail_point!("push.before_upload_mark");
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(Verdict::Again);
