@@ -8,7 +8,7 @@ use std::sync::Arc;
 use support::bucket::{Bucket, KINDS};
 use support::hooked::{HookedStore, Verdict};
 use support::host::Host;
-use support::machine::{add_foreign, add_hashed, contents, pairs, remove_foreign};
+use support::machine::{add_foreign, add_hashed, contents, list_foreign, pairs, remove_foreign};
 use swamp_mount::datastore::INDEX_KEY;
 use swamp_mount::store::StoreErrorKind;
 use swamp_mount::volume::RenameMode;
@@ -265,6 +265,24 @@ fn an_upload_is_known_for_ours_after_a_copy_over_it_that_failed() {
         add_foreign(store, "from", "others changed it");
         host.flush().unwrap();
         assert_eq!(contents(store), pairs(&[("from", "others changed it"), ("to", "no hash")]));
+    });
+}
+
+#[test]
+fn a_removal_of_an_upload_of_ours_does_not_give_way_to_an_old_entry() {
+    // A push that died had replaced the object. When the file was removed, a client with an old view had just changed the
+    // entry: the removal gave way to it, and the entry spoke of bytes that were nowhere.
+    each(|store, mut host| {
+        add_hashed(store, "file", "others wrote it");
+        add_foreign(store, "other", "other");
+        host.start().unwrap();
+        host.write("file", b"ours").unwrap();
+        flush_without(store, &host, "put", INDEX_KEY);
+        host.remove("file").unwrap();
+        store.before("put", INDEX_KEY, |store| list_foreign(store, "file", "an older version", None));
+        host.flush().unwrap();
+        assert_eq!(contents(store), pairs(&[("other", "other")]));
+        assert_eq!(store.text("file"), None);
     });
 }
 

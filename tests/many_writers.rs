@@ -159,8 +159,11 @@ fn agree(run: &Run<'_>, mounts: &[Mount<'_>]) -> u64 {
     let entries = run.lab.entries();
     for name in &names {
         let object = run.lab.object(name).unwrap_or_else(|| panic!("{setup:?}: {name} has no object"));
-        assert_eq!(entries[name]["size"], object.len(), "{setup:?}: {name}");
-        assert_eq!(entries[name]["sha256"], entry(name, &object)["sha256"], "{setup:?}: {name}");
+        let said = |entry: &Value| (entry["size"].clone(), entry["sha256"].clone());
+        if said(&entries[name]) != said(&entry(name, &object)) {
+            let history = run.lab.server().history_of(name);
+            panic!("{setup:?}: {name} is not what its entry says, {}\n{history}", entries[name]);
+        }
         for mount in mounts.iter().chain([&fresh]) {
             let read = fs::read(mount.path(name)).unwrap_or_else(|e| panic!("{setup:?}: {name}: {e}"));
             assert!(read == object, "{setup:?}: {name} is not what the bucket has");

@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep};
 use crate::datastore::{
     DatastoreError, Edits, Entry, Index, IndexRead, RelPath, RemoteIndex, Seen, Writer, read_for_commit, write_index,
 };
-use crate::store::{Fingerprint, ObjectStore, StoreError, StoreErrorKind};
+use crate::store::{Fingerprint, ObjectInfo, ObjectStore, StoreError, StoreErrorKind};
 
-use super::upload::META_UPLOAD_ID;
+use super::upload::{META_UPLOAD_ID, is_of_change};
 
 /// Uploads older than this are looked at again before their entry is written.
 const RECHECK_AFTER: Duration = Duration::from_secs(5);
@@ -48,7 +48,11 @@ pub enum Change {
     /// describes.
     Restore(Entry, Uploaded),
     /// We removed it.
-    Remove,
+    Remove {
+        /// Id of what pushes of ours that ended halfway may have left under the name. Whoever replaces an entry replaces its
+        /// object first: while that is ours, whatever the index says comes from an old view.
+        left: Option<String>,
+    },
 }
 
 /// One change of ours.
@@ -165,7 +169,7 @@ fn directories_among(rows: &[Row], index: &Index) -> HashSet<String> {
         return found;
     }
     let removed: HashSet<&str> =
-        rows.iter().filter(|row| matches!(row.change, Change::Remove)).map(|row| row.path.as_str()).collect();
+        rows.iter().filter(|row| matches!(row.change, Change::Remove { .. })).map(|row| row.path.as_str()).collect();
     for path in index.entries().map(|entry| entry.path()).filter(|path| !removed.contains(path.as_str())) {
         found.extend(path.ancestors().filter(|directory| new.contains(directory)).map(str::to_owned));
     }
@@ -188,9 +192,17 @@ async fn recheck(
 ) -> Result<(), StoreError> {
     let mut doubtful: Vec<(usize, String, Uploaded)> = Vec::new();
     for (at, row) in rows.iter().enumerate() {
-        let (Change::Put(entry, uploaded) | Change::Restore(entry, uploaded)) = &row.change else { continue };
-        let confirmed = checked.get(&at).map_or(uploaded.confirmed, |(when, _)| Some(*when));
         let current = index.get(row.path.as_str());
+        let (entry, uploaded) = match &row.change {
+            Change::Put(entry, uploaded) | Change::Restore(entry, uploaded) => (entry, uploaded),
+            Change::Remove { left: Some(upload_id) } if current.is_some() && !is_as_seen(current.as_ref(), row) => {
+                let left = Uploaded { fingerprint: None, upload_id: upload_id.clone(), confirmed: None };
+                doubtful.push((at, row.path.to_string(), left));
+                continue;
+            }
+            _ => continue,
+        };
+        let confirmed = checked.get(&at).map_or(uploaded.confirmed, |(when, _)| Some(*when));
         let expected = match (&current, &row.base) {
             (Some(current), Some(base)) => current.same_version(base) || current == entry,
             (Some(current), None) => current == entry,
@@ -203,8 +215,12 @@ async fn recheck(
     let states: Vec<_> = stream::iter(doubtful)
         .map(|(at, key, uploaded)| async move {
             let when = Instant::now();
+            let is_ours = |info: &ObjectInfo| match rows[at].change {
+                Change::Remove { .. } => is_of_change(info, &uploaded.upload_id),
+                _ => info.metadata.get(META_UPLOAD_ID) == Some(&uploaded.upload_id),
+            };
             let state = match store.head(&key).await {
-                Ok(info) if info.metadata.get(META_UPLOAD_ID) == Some(&uploaded.upload_id) => ObjectState::Ours,
+                Ok(info) if is_ours(&info) => ObjectState::Ours,
                 Ok(info) if info.fingerprint.is_some() && info.fingerprint == uploaded.fingerprint => ObjectState::Ours,
                 Ok(_) => ObjectState::Theirs,
                 Err(error) if error.is_not_found() => ObjectState::Gone,
@@ -219,13 +235,18 @@ async fn recheck(
     Ok(())
 }
 
-fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut Edits) -> RowOutcome {
-    let current = index.get(row.path.as_str());
-    let as_seen = match (&current, &row.base) {
+/// Whether the entry is the one that we saw.
+fn is_as_seen(current: Option<&Entry>, row: &Row) -> bool {
+    match (current, &row.base) {
         (Some(current), Some(base)) => current.same_version(base),
         (None, None) => true,
         _ => false,
-    };
+    }
+}
+
+fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut Edits) -> RowOutcome {
+    let current = index.get(row.path.as_str());
+    let as_seen = is_as_seen(current.as_ref(), row);
     match &row.change {
         Change::Put(..) if state == Some(ObjectState::Theirs) => RowOutcome::Superseded,
         Change::Put(..) if state == Some(ObjectState::Gone) => RowOutcome::ObjectGone,
@@ -246,9 +267,9 @@ fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut E
             edits.changed.push((row.path.clone(), Some(entry.clone())));
             RowOutcome::Applied
         }
-        Change::Remove if current.is_none() => RowOutcome::Applied,
-        Change::Remove if !as_seen => RowOutcome::KeptTheirs,
-        Change::Remove => {
+        Change::Remove { .. } if current.is_none() => RowOutcome::Applied,
+        Change::Remove { .. } if !as_seen && state != Some(ObjectState::Ours) => RowOutcome::KeptTheirs,
+        Change::Remove { .. } => {
             index.remove(row.path.as_str());
             edits.changed.push((row.path.clone(), None));
             RowOutcome::Applied

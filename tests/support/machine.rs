@@ -134,11 +134,16 @@ pub fn add_hashed(bucket: &Bucket, name: &str, text: &str) {
 }
 
 fn add_with(bucket: &Bucket, name: &str, text: &str, sha256: Option<String>) {
+    bucket.set(name, text);
+    list_foreign(bucket, name, text, sha256);
+}
+
+/// Another writer writes only an entry, as one with an old view does.
+pub fn list_foreign(bucket: &Bucket, name: &str, text: &str, sha256: Option<String>) {
     let mut index = index_of(bucket);
     let last_modified = timestamp::format_nanos(timestamp::now_nanos());
     let entry = Entry { size: text.len() as u64, last_modified, sha256, ..Entry::default() };
     index.set(&RelPath::parse(name).unwrap(), &entry);
-    bucket.set(name, text);
     bucket.set(INDEX_KEY, index.to_bytes());
 }
 

@@ -137,7 +137,7 @@ async fn send_all(uploads: &mut Uploads<'_>, remote: &Remote, plan: &Plan) -> Re
     let removals = plan.removals.iter().filter(|(path, _)| !changed.contains(path));
     rows.extend(removals.map(|(path, entry)| Row {
         path: path.clone(),
-        change: Change::Remove,
+        change: Change::Remove { left: None },
         base: Some(entry.clone()),
     }));
     Ok((rows, bases))
@@ -204,7 +204,7 @@ async fn remove_objects(
     bases: &Bases,
 ) -> Result<(), OfflineError> {
     for (row, outcome) in rows.iter().zip(&committed.outcomes) {
-        if !matches!(row.change, Change::Remove) || *outcome != RowOutcome::Applied {
+        if !matches!(row.change, Change::Remove { .. }) || *outcome != RowOutcome::Applied {
             continue;
         }
         uploads.report.removed += 1;

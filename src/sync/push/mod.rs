@@ -289,7 +289,7 @@ impl Engine {
                 RowOutcome::Applied,
                 Change::Put(entry, _) | Change::Fields(entry) | Change::Rewritten(entry) | Change::Restore(entry, _),
             ) => Outcome::Put(Version { key: path.to_string(), entry, fingerprint }),
-            (RowOutcome::Applied, Change::Remove) => Outcome::Removed { version: fingerprint },
+            (RowOutcome::Applied, Change::Remove { .. }) => Outcome::Removed { version: fingerprint },
             (RowOutcome::Superseded, _) => self.conflict(&path, left),
             (RowOutcome::ObjectGone, _) => {
                 left.again += 1;
@@ -299,7 +299,8 @@ impl Engine {
                 match change {
                     Change::Restore(..) => tracing::info!(%path, "replaced by another client after all"),
                     change => {
-                        let what = if matches!(change, Change::Remove) { "removal" } else { "change of attributes" };
+                        let what =
+                            if matches!(change, Change::Remove { .. }) { "removal" } else { "change of attributes" };
                         self.note_conflict(format!(
                             "{path}: changed in the bucket meanwhile; our {what} gives way to it"
                         ));

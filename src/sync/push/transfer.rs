@@ -261,7 +261,8 @@ impl Engine {
                 Some(_) => None,
                 None => self.version_to_remove(&done.row).await?,
             };
-            done.verdict = Verdict::Commit(Change::Remove, version);
+            let left = done.row.upload.as_ref().map(|mark| mark.id.clone());
+            done.verdict = Verdict::Commit(Change::Remove { left }, version);
             return Ok(done);
         };
         match (&put.origin, put.suspect) {
