@@ -228,10 +228,10 @@ async fn rows_apply_to_the_entry_that_was_seen_only() {
         let row = |name: &str, change, base: &str| Row { path: path(name), change, base: Some(entry(base)) };
         let mode = Entry { mode: Some("100755".into()), ..entry("g") };
         let rows = [
-            row("f", Change::Remove { left: None }, "seen before"),
+            row("f", Change::Remove { left: Uploaded::default() }, "seen before"),
             row("f", Change::Fields(entry("x")), "seen before"),
             row("g", Change::Fields(mode.clone()), "g"),
-            row("absent", Change::Remove { left: None }, "x"),
+            row("absent", Change::Remove { left: Uploaded::default() }, "x"),
         ];
         let committed = commit(writer(&store, &lock), &rows, &[], &had_one()).await.unwrap();
         use RowOutcome::*;

@@ -58,7 +58,7 @@ fn put(store: &HookedStore, name: &str) -> Row {
 }
 
 fn removal(name: &str) -> Row {
-    Row { path: path(name), change: Change::Remove { left: None }, base: Some(entry("old")) }
+    Row { path: path(name), change: Change::Remove { left: Uploaded::default() }, base: Some(entry("old")) }
 }
 
 async fn push(store: &Arc<HookedStore>, rows: &[Row], known: &Known) -> Result<Committed, DatastoreError> {
@@ -474,7 +474,9 @@ async fn an_entry_in_two_shards_is_changed_and_removed_in_both() {
         }
         let known = self::known(&store).await;
         let base = known.index.get(file);
-        push(&store, &[Row { path: path(file), change: Change::Remove { left: None }, base }], &known).await.unwrap();
+        push(&store, &[Row { path: path(file), change: Change::Remove { left: Uploaded::default() }, base }], &known)
+            .await
+            .unwrap();
         for name in ["workflows-evaluated", "workflows-evaluated--w"] {
             assert_eq!(store.text(&format!("_index/{name}.json")).unwrap(), shard(&[]), "{name}");
         }

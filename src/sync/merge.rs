@@ -25,7 +25,7 @@ const ATTEMPTS: u32 = 12;
 const CONCURRENCY: usize = 16;
 
 /// An object that we uploaded or copied.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Uploaded {
     /// Its version, as far as known.
     pub fingerprint: Option<Fingerprint>,
@@ -49,9 +49,10 @@ pub enum Change {
     Restore(Entry, Uploaded),
     /// We removed it.
     Remove {
-        /// Id of what pushes of ours that ended halfway may have left under the name. Whoever replaces an entry replaces its
-        /// object first: while that is ours, whatever the index says comes from an old view.
-        left: Option<String>,
+        /// What may lie under the name: the version that we saw, or what pushes of ours that ended halfway left there.
+        /// Whoever replaces an entry by one of other bytes replaces its object first: while that is this one, such an entry
+        /// comes from an old view.
+        left: Uploaded,
     },
 }
 
@@ -195,9 +196,10 @@ async fn recheck(
         let current = index.get(row.path.as_str());
         let (entry, uploaded) = match &row.change {
             Change::Put(entry, uploaded) | Change::Restore(entry, uploaded) => (entry, uploaded),
-            Change::Remove { left: Some(upload_id) } if current.is_some() && !is_as_seen(current.as_ref(), row) => {
-                let left = Uploaded { fingerprint: None, upload_id: upload_id.clone(), confirmed: None };
-                doubtful.push((at, row.path.to_string(), left));
+            Change::Remove { left } => {
+                if is_of_other_bytes(current.as_ref(), row) {
+                    doubtful.push((at, row.path.to_string(), left.clone()));
+                }
                 continue;
             }
             _ => continue,
@@ -242,6 +244,11 @@ fn is_as_seen(current: Option<&Entry>, row: &Row) -> bool {
         (None, None) => true,
         _ => false,
     }
+}
+
+/// Whether there is an entry, and of other bytes than the one that we saw.
+fn is_of_other_bytes(current: Option<&Entry>, row: &Row) -> bool {
+    current.is_some_and(|current| row.base.as_ref().is_none_or(|base| !current.same_bytes(base)))
 }
 
 fn apply(index: &mut Index, row: &Row, state: Option<ObjectState>, edits: &mut Edits) -> RowOutcome {

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::merge::{Change, Known, Row, commit};
+use super::merge::{Change, Known, Row, Uploaded, commit};
 use crate::datastore::{
     Datastore, DatastoreError, HeldLock, Index, IndexRead, Layout, LockOptions, Seen, Writer, read_index, split_index,
 };
@@ -138,7 +138,7 @@ async fn changed(store: &dyn ObjectStore, split: &Index) -> Result<Option<Index>
 async fn merge_late(writer: Writer<'_>, split: &Index, newer: &Index, shards: Index) -> Result<usize, MigrateError> {
     let row = |path: &crate::datastore::RelPath| {
         let base = split.get(path.as_str());
-        let change = newer.get(path.as_str()).map_or(Change::Remove { left: None }, Change::Fields);
+        let change = newer.get(path.as_str()).map_or(Change::Remove { left: Uploaded::default() }, Change::Fields);
         Row { path: path.clone(), change, base }
     };
     let rows: Vec<Row> = newer.changed_since(split).iter().map(row).collect();

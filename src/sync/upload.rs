@@ -67,7 +67,9 @@ pub fn next_state(upload_id: &str) -> String {
 
 /// Whether an object was uploaded for the change of this id, in whatever state.
 pub fn is_of_change(info: &ObjectInfo, upload_id: &str) -> bool {
-    info.metadata.get(META_UPLOAD_ID).is_some_and(|of_it| change_of(of_it) == change_of(upload_id))
+    info.metadata
+        .get(META_UPLOAD_ID)
+        .is_some_and(|of_it| !upload_id.is_empty() && change_of(of_it) == change_of(upload_id))
 }
 
 fn change_of(upload_id: &str) -> &str {

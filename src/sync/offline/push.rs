@@ -13,7 +13,7 @@ use super::push_upload::{Bases, Uploads, find_bases};
 use super::session::{Remote, Session};
 use super::{OfflineError, OfflineOptions, Progress, PushReport, disk};
 use crate::datastore::{Datastore, DatastoreError, HeldLock, RelPath, Seen, Writer};
-use crate::sync::merge::{Change, Committed, Known, Row, RowOutcome, commit};
+use crate::sync::merge::{Change, Committed, Known, Row, RowOutcome, Uploaded, commit};
 use crate::sync::remove_object::{ObjectRemoval, remove_object};
 use crate::sync::upload::Expect;
 
@@ -137,7 +137,7 @@ async fn send_all(uploads: &mut Uploads<'_>, remote: &Remote, plan: &Plan) -> Re
     let removals = plan.removals.iter().filter(|(path, _)| !changed.contains(path));
     rows.extend(removals.map(|(path, entry)| Row {
         path: path.clone(),
-        change: Change::Remove { left: None },
+        change: Change::Remove { left: Uploaded::default() },
         base: Some(entry.clone()),
     }));
     Ok((rows, bases))

@@ -195,17 +195,17 @@ impl Engine {
         };
         let sha256 = origin.entry.sha256.clone().unwrap_or_default();
         // As for uploads, or the object of an upload before would not be known for ours any more.
-        let before = done.row.upload.as_ref().and_then(|mark| mark.key.clone());
-        let id = match (&before, sha256.is_empty()) {
-            (None, false) => self.upload_id(&done.row),
-            (None, true) => next_state(&self.upload_id(&done.row)),
-            _ => uuid::Uuid::new_v4().to_string(),
+        let id = match &done.row.upload {
+            // It was begun under another name, whose row remembers it.
+            Some(UploadMark { key: Some(_), .. }) => uuid::Uuid::new_v4().to_string(),
+            _ if sha256.is_empty() => next_state(&self.upload_id(&done.row)),
+            _ => self.upload_id(&done.row),
         };
         // The copy may come from another copy of it.
         let of = put.origin.as_ref().unwrap_or(origin);
         let copy_of = sha256.is_empty().then(|| (of.key.clone(), of.entry.last_modified.clone()));
         let size = origin.entry.size;
-        let mark = UploadMark { id, sha256: sha256.clone(), size, key: before, moved: false, copy_of };
+        let mark = UploadMark { id, sha256: sha256.clone(), size, key: None, moved: false, copy_of };
         if !self.volume.mark_upload(&done.row.path, done.row.generation, &mark)? {
             return Ok(true);
         }

@@ -261,7 +261,8 @@ impl Engine {
                 Some(_) => None,
                 None => self.version_to_remove(&done.row).await?,
             };
-            let left = done.row.upload.as_ref().map(|mark| mark.id.clone());
+            let upload_id = done.row.upload.as_ref().map(|mark| mark.id.clone()).unwrap_or_default();
+            let left = Uploaded { fingerprint: version.clone(), upload_id, confirmed: None };
             done.verdict = Verdict::Commit(Change::Remove { left }, version);
             return Ok(done);
         };
