@@ -54,6 +54,15 @@ fn a_rename_that_is_dropped_leaves_no_entry_over_an_upload_of_ours() {
         for name in ["p", "q"] {
             assert_eq!(host.read(name).unwrap(), b"our write", "{name}");
         }
+        // These are entries of ours, which come back when a client with an old view takes them away.
+        for (name, old) in [("p", "before"), ("q", "of q")] {
+            list_foreign(store, name, old, None);
+            host.refresh().unwrap();
+            host.flush().unwrap();
+            let mut fresh = Host::new("elsewhere", host.store());
+            fresh.start().unwrap();
+            assert_eq!(fresh.read(name).unwrap(), b"our write", "{name}");
+        }
     });
 }
 

@@ -92,6 +92,8 @@ pub enum Outcome {
     },
     /// The remote version stays; our change (a removal, or of attributes only) is dropped.
     Superseded,
+    /// Our change is dropped, and the index has this entry now, of what an earlier push of ours had left under the name.
+    Described(Version),
     /// The remote version keeps the name; ours goes on under another one, still to be pushed.
     Conflict(RelPath),
 }
@@ -282,13 +284,15 @@ impl Volume {
         let path = settled.path.as_str();
         let row = inner.deltas.get(path).cloned();
         let same = row.as_ref().is_some_and(|row| row.generation == settled.generation);
+        if let Outcome::Put(version) | Outcome::Described(version) = &settled.outcome {
+            let before = row.as_ref().and_then(|row| row.replaces.as_ref());
+            let commit = commit_of(Some(version), before.map(|before| &before.entry));
+            changes.remember_commit(&inner.committed, path, commit);
+        }
         match &settled.outcome {
             Outcome::Put(version) => {
                 let unchanged = settled.read.as_ref().is_none_or(|(live, stable)| live.unchanged_since(*stable));
                 let replaced = Replaced { entry: version.entry.clone(), fingerprint: version.fingerprint.clone() };
-                let before = row.as_ref().and_then(|row| row.replaces.as_ref());
-                let commit = commit_of(Some(version), before.map(|before| &before.entry));
-                changes.remember_commit(&inner.committed, path, commit);
                 changes.pending_delete(path, None);
                 match row {
                     Some(row) if same && unchanged => {
@@ -325,7 +329,9 @@ impl Volume {
                 }
             }
             // What is being written meanwhile must not go with an attribute: it stays, and meets the conflict rule.
-            Outcome::Superseded if same && !self.is_being_changed(inner, path, row.as_ref()) => {
+            Outcome::Superseded | Outcome::Described(_)
+                if same && !self.is_being_changed(inner, path, row.as_ref()) =>
+            {
                 changes.delta(path, None);
             }
             Outcome::Removed { version } => {
@@ -339,7 +345,7 @@ impl Volume {
                     changes.delta(path, Some(DeltaRow { replaces: None, upload: None, ..row }));
                 }
             }
-            Outcome::Superseded | Outcome::Conflict(_) => {}
+            Outcome::Superseded | Outcome::Described(_) | Outcome::Conflict(_) => {}
         }
         Ok(())
     }

@@ -225,7 +225,9 @@ impl<'a> Work<'a> {
             Outcome::Put(_) => {
                 self.pushed.insert(settled.path.to_string());
             }
-            Outcome::Removed { .. } | Outcome::Superseded => revealed.push(settled.path.clone()),
+            Outcome::Removed { .. } | Outcome::Superseded | Outcome::Described(_) => {
+                revealed.push(settled.path.clone())
+            }
             Outcome::Conflict(to) => {
                 let row = self.inner.deltas.get(settled.path.as_str());
                 let same = row.is_some_and(|row| row.generation == settled.generation);

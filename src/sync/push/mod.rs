@@ -284,7 +284,11 @@ impl Engine {
         let Verdict::Commit(change, fingerprint) = done.verdict else { return None };
         let path = done.row.path.clone();
         let outcome = match (outcome, change) {
-            (RowOutcome::Applied | RowOutcome::Superseded, _) if done.origin_lost => self.origin_lost(&path),
+            (RowOutcome::Applied, Change::Put(entry, _)) if done.origin_lost => {
+                self.note_origin_lost(&path);
+                Outcome::Described(Version { key: path.to_string(), entry, fingerprint })
+            }
+            (RowOutcome::Superseded, _) if done.origin_lost => self.origin_lost(&path),
             (
                 RowOutcome::Applied,
                 Change::Put(entry, _) | Change::Fields(entry) | Change::Rewritten(entry) | Change::Restore(entry, _),
@@ -322,10 +326,14 @@ impl Engine {
         Some(Settled { path, generation: refused.row.generation, read: None, copied: None, outcome })
     }
 
-    fn origin_lost(&self, path: &RelPath) -> Outcome {
+    fn note_origin_lost(&self, path: &RelPath) {
         self.note_conflict(format!(
             "{path}: the file that was renamed to it was changed in the bucket meanwhile; it keeps its old name there"
         ));
+    }
+
+    fn origin_lost(&self, path: &RelPath) -> Outcome {
+        self.note_origin_lost(path);
         Outcome::Superseded
     }
 
