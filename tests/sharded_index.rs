@@ -474,9 +474,7 @@ async fn an_entry_in_two_shards_is_changed_and_removed_in_both() {
         }
         let known = self::known(&store).await;
         let base = known.index.get(file);
-        push(&store, &[Row { path: path(file), change: Change::Remove { left: Uploaded::default() }, base }], &known)
-            .await
-            .unwrap();
+        push(&store, &[Row { base, ..removal(file) }], &known).await.unwrap();
         for name in ["workflows-evaluated", "workflows-evaluated--w"] {
             assert_eq!(store.text(&format!("_index/{name}.json")).unwrap(), shard(&[]), "{name}");
         }

@@ -88,6 +88,17 @@ impl Volume {
 }
 
 impl CommittedRow {
+    /// What a push made of a path now (`None`: it removed it), and what was there before.
+    pub(super) fn new(version: Option<&Version>, before: Option<&Entry>) -> Self {
+        Self {
+            entry: version.map(|version| version.entry.clone()),
+            fingerprint: version.and_then(|version| version.fingerprint.clone()),
+            replaced: before.cloned(),
+            earlier: Vec::new(),
+            at: now_nanos(),
+        }
+    }
+
     /// Whether an index says what we committed, or at least that of the same bytes.
     fn holds(&self, current: Option<&Entry>) -> bool {
         let (current, ours) = match (current, &self.entry) {

@@ -16,7 +16,7 @@ use super::{Result, Volume, VolumeError};
 use crate::cache::rows::{
     CommittedRow, ContentRow, Delta, DeltaRow, Kind, PendingDelete, Replaced, UploadMark, Version,
 };
-use crate::datastore::{Entry, RelPath, now_nanos};
+use crate::datastore::RelPath;
 use crate::store::Fingerprint;
 use crate::tree::Ino;
 
@@ -118,16 +118,6 @@ fn same_object(before: &Version, after: &Version) -> bool {
     match (&before.entry.sha256, &after.entry.sha256) {
         (Some(before), Some(after)) => before == after,
         _ => before.fingerprint.is_some() && before.fingerprint == after.fingerprint,
-    }
-}
-
-fn commit_of(version: Option<&Version>, before: Option<&Entry>) -> CommittedRow {
-    CommittedRow {
-        entry: version.map(|version| version.entry.clone()),
-        fingerprint: version.and_then(|version| version.fingerprint.clone()),
-        replaced: before.cloned(),
-        earlier: Vec::new(),
-        at: now_nanos(),
     }
 }
 
@@ -286,7 +276,7 @@ impl Volume {
         let same = row.as_ref().is_some_and(|row| row.generation == settled.generation);
         if let Outcome::Put(version) | Outcome::Described(version) = &settled.outcome {
             let before = row.as_ref().and_then(|row| row.replaces.as_ref());
-            let commit = commit_of(Some(version), before.map(|before| &before.entry));
+            let commit = CommittedRow::new(Some(version), before.map(|before| &before.entry));
             changes.remember_commit(&inner.committed, path, commit);
         }
         match &settled.outcome {
@@ -336,7 +326,7 @@ impl Volume {
             }
             Outcome::Removed { version } => {
                 let before = row.as_ref().and_then(|row| row.replaces.as_ref());
-                let commit = commit_of(None, before.map(|before| &before.entry));
+                let commit = CommittedRow::new(None, before.map(|before| &before.entry));
                 changes.remember_commit(&inner.committed, path, commit);
                 Self::remember_deletion(inner, row.as_ref(), path, version.as_ref(), changes);
                 if same {
