@@ -21,14 +21,16 @@ fn one(seed: u64, plan: &Plan) -> Tally {
     let (max_shrink_time, max_shrink_iters) = (180_000, 100_000);
     let config = Config { cases: 1, failure_persistence: None, max_shrink_time, max_shrink_iters, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let tally = Cell::new(Tally::default());
+    let (tally, failed) = (Cell::new(Tally::default()), Cell::new(false));
     let played = runner.run(&sequences(plan), |steps| match play(&steps, plan) {
         Ok(of_it) => {
             tally.set(of_it);
             Ok(())
         }
         Err(error) => {
-            eprintln!("seed {seed}, {} steps: {error}", steps.len());
+            if !failed.replace(true) {
+                eprintln!("seed {seed}, {} steps: {error}", steps.len());
+            }
             Err(TestCaseError::fail(error))
         }
     });

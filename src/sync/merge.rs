@@ -49,7 +49,8 @@ pub enum Change {
     Restore(Entry, Uploaded),
     /// We removed it.
     Remove {
-        /// What may lie under the name: the version that we saw, or what pushes of ours that ended halfway left there.
+        /// What may lie under the name: the version that we saw, if an answer ever carried it, or what pushes of ours that
+        /// ended halfway left there.
         /// Whoever replaces an entry by one of other bytes replaces its object first: while that is this one, such an entry
         /// comes from an old view.
         left: Uploaded,

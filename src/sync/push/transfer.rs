@@ -262,7 +262,9 @@ impl Engine {
                 None => self.version_to_remove(&done.row).await?,
             };
             let upload_id = done.row.upload.as_ref().map(|mark| mark.id.clone()).unwrap_or_default();
-            let left = Uploaded { fingerprint: version.clone(), upload_id, confirmed: None };
+            // Not what a look at the object took for the version that we saw.
+            let fingerprint = done.row.replaces.as_ref().and_then(|replaced| replaced.fingerprint.clone());
+            let left = Uploaded { fingerprint, upload_id, confirmed: None };
             done.verdict = Verdict::Commit(Change::Remove { left }, version);
             return Ok(done);
         };
