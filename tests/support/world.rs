@@ -340,8 +340,8 @@ impl View {
         Ok(conflicts)
     }
 
-    /// Takes the machine's word for what it has pushed, where the index had it or has it no more, and for renames that it dropped, where the
-    /// bytes are lost: only these wait for the next push.
+    /// Takes the machine's word for what it has pushed, where the index had it or has it no more, for renames that it dropped,
+    /// where the bytes are lost, and for edits to the same bytes that gave way: only the others wait for the next push.
     pub fn settle(&mut self, pending: &[String], bucket: &Bucket, objects: &Objects) {
         let step = Step { before: bucket, objects, after: bucket, done: false };
         let rows = self.rows.clone();
@@ -349,7 +349,8 @@ impl View {
             let left = row.mine.as_ref().is_some_and(|mine| row.left.contains(mine));
             let lost = row.tried && row.origin.as_ref().is_some_and(|origin| step.is_lost(origin, &rows));
             let removed = row.mine.is_none() && !bucket.contains_key(path);
-            pending.contains(path) || !(left || lost || removed)
+            let gave_way = row.tried && row.is_unchanged(bucket.get(path));
+            pending.contains(path) || !(left || lost || removed || gave_way)
         };
         self.rows.retain(|path, row| waits(path, row));
     }
